@@ -1,0 +1,1 @@
+"""Content-addressed artifacts: bytes and names. Knows nothing of torch or of `aot`."""

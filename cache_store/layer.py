@@ -1,0 +1,113 @@
+"""Layers: packing files into one compressed blob, and unpacking them only after every byte was verified."""
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import zstandard
+
+from cache_store.digest import CHUNK, Digest, chunks
+from cache_store.errors import Corrupt, named
+from cache_store.manifest import FileEntry, Layer
+
+LEVEL = 19  # built once, downloaded and kept many times; decompression speed does not depend on it
+MAX_WINDOW = 1 << 27  # bytes; the largest window that level 19 uses is 8 MiB, the standard's limit for decoders 128
+
+
+def pack(id: str, *, kind: str, root: Path, paths: Iterable[str], target: BinaryIO) -> tuple[Layer, list[FileEntry]]:
+    """Write the files `root/path` to `target`, one zstd frame each, sorted by path.
+
+    The same files give the same bytes: nothing of time, owner, mode or directory order enters.
+    """
+    layer_hash, entries, offset = hashlib.sha256(), [], 0
+    for path in sorted(paths):
+        data = (root / path).read_bytes()
+        frame = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False).compress(data)
+        entries.append(FileEntry(path=path, size=len(data), digest=Digest.of(data), layer=id, offset=offset, length=len(frame)))
+        layer_hash.update(frame)
+        target.write(frame)
+        offset += len(frame)
+    return Layer(id=id, kind=kind, size=offset, digest=Digest(layer_hash.hexdigest())), entries
+
+
+def verify(layer: Layer, blob: BinaryIO) -> None:
+    """Hash the whole of `blob`. Raises Corrupt unless size and digest are as `layer` promises."""
+    state, size = hashlib.sha256(), 0
+    for chunk in chunks(blob):
+        size += len(chunk)
+        if size > layer.size:
+            break
+        state.update(chunk)
+    if size != layer.size or state.hexdigest() != layer.digest.hex:
+        raise _corrupt(layer, f"layer {layer.id}: sha256 mismatch ({size} bytes read, {layer.size} promised)")
+
+
+def materialise(layer: Layer, *, files: list[FileEntry], blob: BinaryIO, into: Path) -> list[Path]:
+    """Decompress `files` of the verified `blob` below the directory `into`.
+
+    Each file is hashed while it is written, so the bytes that were verified are the bytes that are used, whatever
+    happens to `blob` after `verify`. Raises Corrupt at the first file that is not as promised.
+    """
+    return [_extract(entry, layer=layer, blob=blob, into=into) for entry in files]
+
+
+def _extract(entry: FileEntry, *, layer: Layer, blob: BinaryIO, into: Path) -> Path:
+    path = into / entry.path
+    # the directory may be one that other processes read (TORCHINDUCTOR_CACHE_DIR): a file appears whole or not at all
+    temporary = path.with_name(f".{os.getpid()}-{entry.digest.short}")
+    blob.seek(entry.offset)
+    with named(into):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            with _fresh(temporary) as target:
+                whole = _decompress(entry, _Slice(blob, entry.length), target)
+            if whole:
+                temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    if not whole:
+        raise _corrupt(layer, f"file {entry.path} of layer {layer.id}: not the bytes that the manifest promises")
+    return path
+
+
+def _decompress(entry: FileEntry, source: "_Slice", target: BinaryIO) -> bool:
+    """Stream one frame into `target`; False unless size, digest and frame end are exactly as promised."""
+    state, left = hashlib.sha256(), entry.size
+    # the whole-buffer call ignores its size limit when the frame declares one, so only the stream is safe
+    reader = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).stream_reader(cast(BinaryIO, source), read_size=CHUNK, closefd=False)
+    try:
+        while chunk := reader.read(min(left, CHUNK) + 1):
+            left -= len(chunk)
+            if left < 0:
+                return False
+            state.update(chunk)
+            target.write(chunk)
+    except zstandard.ZstdError:
+        return False
+    return left == 0 and source.left == 0 and state.hexdigest() == entry.digest.hex
+
+
+def _fresh(path: Path) -> BinaryIO:
+    """A new file: what lay there before, a link included, is removed rather than written through."""
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb")
+
+
+def _corrupt(layer: Layer, what: str) -> Corrupt:
+    return Corrupt(f"{what}.", culprit=str(layer.digest))
+
+
+class _Slice(io.RawIOBase):
+    """The next `left` bytes of a stream, as a stream."""
+
+    def __init__(self, stream: BinaryIO, left: int) -> None:
+        super().__init__()
+        self._stream, self.left = stream, left
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._stream.read(self.left if size < 0 else min(size, self.left))
+        self.left -= len(data)
+        return data

@@ -1,0 +1,70 @@
+"""MemoryStore: a store in a dict, for tests and for artifacts that need not outlive the process."""
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import BinaryIO
+
+from cache_store.digest import Digest
+from cache_store.errors import Corrupt
+from cache_store.manifest import Manifest
+from cache_store.store import Ref, leading_to, missing_blob, missing_manifest, read_manifest
+
+
+class MemoryStore:
+    """Fulfils PrunableStore."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[Digest, bytes] = {}
+        self.manifests: dict[Digest, bytes] = {}
+        self._refs: dict[Ref, Digest] = {}
+
+    def refs(self) -> Iterator[tuple[Ref, Digest]]:
+        yield from list(self._refs.items())
+
+    def resolve(self, ref: Ref) -> Digest | None:
+        return self._refs.get(ref)
+
+    def manifest(self, digest: Digest) -> bytes:
+        if digest not in self.manifests:
+            raise missing_manifest(digest)
+        return self.manifests[digest]
+
+    def open_blob(self, digest: Digest) -> closing[BinaryIO]:
+        if digest not in self.blobs:
+            raise missing_blob(digest)
+        return closing(io.BytesIO(self.blobs[digest]))
+
+    def commit(self, ref: Ref, manifest: bytes, blobs: Mapping[Digest, Path]) -> Digest:
+        found = {digest: path.read_bytes() for digest, path in blobs.items() if digest not in self.blobs}
+        for digest, data in found.items():
+            if Digest.of(data) != digest:
+                raise Corrupt(f"{blobs[digest]} does not hash to {digest.short}.", culprit=str(digest))
+        for layer in Manifest.parse(manifest).layers:
+            if layer.digest not in {*self.blobs, *found}:
+                raise missing_blob(layer.digest)
+        self.blobs |= found
+        self.manifests[Digest.of(manifest)] = manifest
+        self._refs[ref] = Digest.of(manifest)
+        return Digest.of(manifest)
+
+    def quarantine(self, culprit: str) -> None:
+        for ref in list(leading_to(self, culprit)):
+            self.remove(ref)
+        self.blobs = {digest: data for digest, data in self.blobs.items() if str(digest) != culprit}
+        self.manifests = {digest: raw for digest, raw in self.manifests.items() if str(digest) != culprit}
+
+    def remove(self, ref: Ref) -> None:
+        self._refs.pop(ref, None)
+
+    def collect(self) -> int:
+        kept = set(self._refs.values())
+        layers = {layer.digest for digest in kept for layer in read_manifest(self, digest).layers}
+        before = self._size()
+        self.manifests = {digest: raw for digest, raw in self.manifests.items() if digest in kept}
+        self.blobs = {digest: data for digest, data in self.blobs.items() if digest in layers}
+        return before - self._size()
+
+    def _size(self) -> int:
+        return sum(map(len, [*self.blobs.values(), *self.manifests.values()]))

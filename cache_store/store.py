@@ -1,0 +1,117 @@
+"""Store: a place that keeps blobs by digest and remembers which manifest a key led to.
+
+Capability is by type: what only reads takes a `Store`, what builds a `WritableStore`, what cleans a `PrunableStore`.
+Every store keeps one invariant: *a ref leads to a manifest, and a manifest to every one of its layers, byte for byte.*
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol, Self, runtime_checkable
+
+from cache_store.digest import Digest
+from cache_store.errors import Corrupt, Malformed, Missing
+from cache_store.manifest import MAX_MANIFEST, Manifest, check_name
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Ref:
+    """What was asked: an artifact's name and the digest of its key. Text form `name@sha256:…`; `parse(str(r)) == r`."""
+
+    name: str
+    key: Digest
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.key}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises Malformed unless `text` is a name, `@` and a digest."""
+        name, _, key = text.partition("@")
+        return cls(name, Digest.parse(key))
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Reading. All methods raise Unreachable when the store cannot be read at all."""
+
+    def refs(self) -> Iterator[tuple[Ref, Digest]]:
+        """Every ref and the manifest it leads to, in no particular order."""
+
+    def resolve(self, ref: Ref) -> Digest | None:
+        """The manifest that `ref` leads to, or None: not to have one is an expected answer."""
+
+    def manifest(self, digest: Digest) -> bytes:
+        """The manifest's raw bytes, unverified (see `read_manifest`). Raises Missing."""
+
+    def open_blob(self, digest: Digest) -> AbstractContextManager[BinaryIO]:
+        """The blob's raw bytes, seekable and unverified (see `layer.materialise`). Raises Missing."""
+
+
+@runtime_checkable
+class WritableStore(Store, Protocol):
+    """Writing."""
+
+    def commit(self, ref: Ref, manifest: bytes, blobs: Mapping[Digest, Path]) -> Digest:
+        """Put blobs, then the manifest, then the ref; return the manifest's digest.
+
+        All or nothing to a reader: the ref appears only when everything it leads to is there. A blob already in the
+        store is not written again. Raises Corrupt if a file does not hash to its digest, Missing if the manifest
+        names a blob that is neither given nor there, StoreFull, Unreachable.
+        """
+
+    def quarantine(self, culprit: str) -> None:
+        """Take the digest or ref whose bytes proved wrong out of use, and every ref that leads to it."""
+
+
+@runtime_checkable
+class PrunableStore(WritableStore, Protocol):
+    """Removing."""
+
+    def remove(self, ref: Ref) -> None:
+        """Forget `ref`; its bytes stay until `collect`. Forgetting what is not there is fine."""
+
+    def collect(self) -> int:
+        """Delete what no ref leads to; return the bytes freed."""
+
+
+def read_manifest(store: Store, digest: Digest) -> Manifest:
+    """The verified, parsed manifest. Raises Missing, Corrupt."""
+    return check_manifest(store.manifest(digest), digest)
+
+
+def check_manifest(raw: bytes, digest: Digest) -> Manifest:
+    """Size cap, then digest, then parse: nothing is parsed before it is verified. Raises Corrupt."""
+    if len(raw) > MAX_MANIFEST or Digest.of(raw) != digest:
+        raise Corrupt(f"manifest {digest.short}: sha256 mismatch.", culprit=str(digest))
+    try:
+        return Manifest.parse(raw)
+    except Malformed as error:
+        raise Corrupt(f"manifest {digest.short}: {error.message}", culprit=str(digest)) from error
+
+
+def missing_manifest(digest: Digest) -> Missing:
+    return Missing(f"manifest {digest.short} is not in this store.", remedy="`aot ls` shows what is.")
+
+
+def missing_blob(digest: Digest) -> Missing:
+    return Missing(f"blob {digest.short} is not in this store.", remedy="build the artifact again with `aot build`.")
+
+
+def leading_to(store: Store, culprit: str) -> Iterator[Ref]:
+    """The refs that cannot be kept when `culprit`, a digest or a ref in text form, is bad."""
+    for ref, digest in store.refs():
+        if culprit in (str(ref), str(digest)):
+            yield ref
+            continue
+        try:
+            manifest = read_manifest(store, digest)
+        except (Corrupt, Missing):
+            yield ref
+            continue
+        if any(str(layer.digest) == culprit for layer in manifest.layers):
+            yield ref

@@ -1,0 +1,29 @@
+"""Small artifacts for tests of bytes and names."""
+
+from pathlib import Path
+
+from cache_store.digest import Digest
+from cache_store.layer import pack
+from cache_store.manifest import FileEntry, Layer, Manifest
+from cache_store.store import Ref
+
+CREATED = "2026-01-02T03:04:05Z"
+
+
+def packed(folder: Path, files: dict[str, bytes], *, kind: str = "graph") -> tuple[Layer, list[FileEntry], Path]:
+    """Files packed into one layer; returns it, its entries and the blob's path."""
+    root = folder / f"{kind}-files"
+    for path, data in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(data)
+    blob = folder / f"{kind}.layer"
+    with blob.open("wb") as target:
+        layer, entries = pack(kind, kind=kind, root=root, paths=files, target=target)
+    return layer, entries, blob
+
+
+def small(folder: Path, *, text: str = "hello", created: str = CREATED, key: str = "x") -> tuple[Ref, Manifest, dict[Digest, Path]]:
+    """An artifact of two files in one layer."""
+    layer, entries, blob = packed(folder, {"a/b.bin": text.encode(), "c.txt": b"\0" * 50})
+    manifest = Manifest(name="small", key={"part": key}, created=created, producer={}, layers=(layer,), files=tuple(entries))
+    return Ref("small", Digest.of(key.encode())), manifest, {layer.digest: blob}
