@@ -1,0 +1,70 @@
+"""What can go wrong with models and GPUs, and what each costs: the one table from error to exit code."""
+
+from cache_store.errors import CodedError, Corrupt, Malformed, Missing, RootRefused, StoreError, StoreFull, Unreachable
+
+
+class BadInput(CodedError):
+    """A value the user gave is not one that can be worked with; the message names the field and what is known."""
+
+    code = "AOT-E101"
+
+
+class Unsupported(CodedError):
+    """What was asked is understood and cannot be done, here or at all; the message says why and what comes nearest."""
+
+    code = "AOT-E102"
+
+
+class BadEnvironment(CodedError):
+    """This machine lacks something that the work needs: a compiler, a supported torch."""
+
+    code = "AOT-E301"
+
+
+class BuildFailed(CodedError):
+    """The compiler failed. Nothing was stored; the build log says more."""
+
+    code = "AOT-E401"
+
+
+class OutsideTolerance(CodedError):
+    """The compiled outputs differ from eager by more than the mode allows. Nothing was stored."""
+
+    code = "AOT-E402"
+
+
+class Miss(CodedError):
+    """`on_miss="error"`: no graph of an artifact serves this call; the message names the field that differs."""
+
+    code = "AOT-E501"
+
+
+class LoadFailed(CodedError):
+    """An artifact was accepted, verified, and still could not be loaded."""
+
+    code = "AOT-E502"
+
+
+EXIT_CODES: dict[type[CodedError], int] = {
+    BadInput: 2,
+    Malformed: 2,
+    Unsupported: 2,
+    BadEnvironment: 3,
+    BuildFailed: 4,
+    OutsideTolerance: 5,
+    Missing: 6,
+    Corrupt: 7,
+    Unreachable: 8,
+    RootRefused: 8,
+    StoreFull: 9,
+    Miss: 10,
+    LoadFailed: 10,
+    StoreError: 8,
+    CodedError: 1,
+}
+INTERRUPTED = 130
+
+
+def exit_code(error: CodedError) -> int:
+    """The exit code of the nearest type in the table."""
+    return next(EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES)

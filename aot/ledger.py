@@ -1,0 +1,85 @@
+"""Ledger: what was loaded, what was hit, what was missed, and what it cost. "Installed but inert" must be visible."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+log = logging.getLogger("aot")
+
+
+class Counted(Protocol):
+    """A loaded graph, as far as the account is concerned."""
+
+    hits: int
+
+    def __str__(self) -> str: ...
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The account of one `compile` or `compile_pipe`."""
+
+    components: tuple[str, ...] = ()
+    artifacts: list[str] = field(default_factory=list)  # digests, in the order they were loaded
+    seconds: dict[str, float] = field(default_factory=dict)
+    graphs: list[Counted] = field(default_factory=list)
+    misses: Counter[str] = field(default_factory=Counter)  # calls not served, by the sentence that says why
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Ledger:
+        """Shared: a copied model goes on in the account of the one it was copied from."""
+        return self
+
+    def spent(self, what: str, seconds: float) -> None:
+        self.seconds[what] = self.seconds.get(what, 0.0) + seconds
+
+    def missed(self, sentence: str) -> None:
+        """Count a miss, and log its sentence the first time."""
+        self.misses[sentence] += 1
+        if self.misses[sentence] == 1:
+            log.warning("%s", sentence)
+
+    def to_json(self) -> dict[str, Any]:
+        hits: Counter[str] = Counter()
+        for graph in self.graphs:  # graphs that differ in strides only read alike
+            hits[str(graph)] += graph.hits
+        return {
+            "components": list(self.components),
+            "artifacts": list(self.artifacts),
+            "seconds": dict(self.seconds),
+            "hits": dict(hits),
+            "misses": dict(self.misses),
+        }
+
+
+@dataclass(slots=True)
+class _Process:
+    """The one mutable thing this package keeps for the process: what `aot.stats()` tells of."""
+
+    ledgers: list[Ledger] = field(default_factory=list)
+
+
+_process = _Process()
+
+
+def open_ledger(components: tuple[str, ...]) -> Ledger:
+    """A new account that `stats` will tell of."""
+    ledger = Ledger(components=components)
+    _process.ledgers.append(ledger)
+    return ledger
+
+
+def close_ledger(ledger: Ledger) -> None:
+    """Stop telling of `ledger`: what it was about was restored."""
+    _process.ledgers = [other for other in _process.ledgers if other is not ledger]
+
+
+def stats() -> list[dict[str, Any]]:
+    """One entry per `compile` or `compile_pipe` that is in force, oldest first.
+
+    `artifacts`: digests loaded. `seconds`: what finding, verifying, materialising and loading took. `hits`: calls served by a
+    graph, by component and signature. `misses`: calls that were not, by the sentence that says why.
+    """
+    return [ledger.to_json() for ledger in _process.ledgers]

@@ -1,0 +1,142 @@
+"""Mode: how to compile, in nexfort's words, and what each word sets on today's torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self, TypeAlias
+
+from aot.choice import choice
+from aot.errors import BadInput, Unsupported
+
+Setting: TypeAlias = bool | int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One mode word: the Inductor configuration and the process-wide settings it stands for."""
+
+    does: str
+    inductor: Mapping[str, Setting] = field(default_factory=dict)
+    process: Mapping[str, bool] = field(default_factory=dict)
+    not_in_artifact: str = ""  # why an artifact cannot hold it, and what comes nearest
+
+
+TF32 = {
+    "cuda.matmul.allow_tf32": True,
+    "cudnn.allow_tf32": True,
+    "cuda.matmul.allow_fp16_reduced_precision_reduction": True,
+    "cuda.matmul.allow_bf16_reduced_precision_reduction": True,
+}
+
+# The mapping and its reasons: nexfort's documentation of its modes, read against torch 2.13's Inductor configuration.
+WORDS: Mapping[str, Word] = {
+    "cache-all": Word("keep everything that was compiled: the artifact itself, and Inductor's caches, on by default"),
+    "max-autotune": Word("search for the best kernels", inductor={"max_autotune": True}),
+    "max-optimize": Word(
+        "search further: tiles by coordinate descent, several kernels a fusion, Triton beside the library's matmuls",
+        inductor={
+            "coordinate_descent_tuning": True,
+            "triton.multi_kernel": 1,
+            "max_autotune_gemm_backends": "TRITON,ATEN",
+        },
+    ),
+    "cudagraphs": Word(
+        "record the kernel launches once, replay them at each call",
+        inductor={"triton.cudagraphs": True},
+        not_in_artifact="a CUDA graph is recorded at every start and this version cannot record one around a loaded graph; "
+        "leave the word out",
+    ),
+    "freezing": Word(
+        "fold the weights into the code as constants",
+        inductor={"freezing": True},
+        not_in_artifact="this version's artifacts take their weights from the live model; leave the word out",
+    ),
+    "benchmark": Word("let cuDNN time its convolutions", process={"cudnn.benchmark": True}),
+    "low-precision": Word(
+        "TF32 matmuls and convolutions, reduced-precision reductions, fast math",
+        inductor={"use_fast_math": True},
+        process=TF32,
+    ),
+    "jit": Word("nothing today: nexfort's quick compile; `--scope regional` is the fast-compile choice"),
+    "disable-runtime-fusion": Word(
+        "compile each operation by itself",
+        inductor={"max_fusion_size": 1, "epilogue_fusion": False, "prologue_fusion": False},
+    ),
+}
+COMBINATIONS: Mapping[str, tuple[str, ...]] = {
+    "O2": ("max-optimize", "max-autotune", "cache-all"),
+    "O3": ("max-optimize", "max-autotune", "low-precision", "cache-all"),
+}
+NO_WORDS = "default"  # the text form of a mode without words: Inductor's own defaults
+
+_REPLACED = {
+    "inductor.optimize_linear_epilogue": "Inductor's epilogue fusion does it, always; `inductor.epilogue_fusion` turns that off",
+    "triton.fuse_attention_allow_fp16_reduction": "nothing: attention runs in torch's own kernels, which never do",
+}
+_OVERRIDES: Mapping[str, tuple[str, ...]] = {
+    "overrides.conv_benchmark": ("cudnn.benchmark",),
+    "overrides.conv_allow_tf32": ("cudnn.allow_tf32",),
+    "overrides.matmul_allow_tf32": ("cuda.matmul.allow_tf32",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """A sequence of mode words without repetition; where two disagree the earlier wins. `parse(str(m)) == m`."""
+
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return ":".join(self.words) or NO_WORDS
+
+    @property
+    def title(self) -> str:
+        """The combination's name if it is one, else the text form."""
+        return next((name for name, words in COMBINATIONS.items() if words == self.words), str(self))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Words joined by colons; `O2` and `O3` stand for theirs. Raises BadInput listing the known words."""
+        found: dict[str, None] = {}
+        for word in text.split(":"):
+            if word != NO_WORDS:
+                known = choice(word, known=[*WORDS, *COMBINATIONS, NO_WORDS], field="mode word")
+                found |= dict.fromkeys(COMBINATIONS.get(known, (known,)))
+        return cls(tuple(found))
+
+    @property
+    def inductor(self) -> dict[str, Setting]:
+        """Inductor configuration, earlier words winning."""
+        return {name: value for word in reversed(self.words) for name, value in WORDS[word].inductor.items()}
+
+    @property
+    def process(self) -> dict[str, bool]:
+        """Settings below `torch.backends` that hold for the whole process."""
+        return {name: value for word in reversed(self.words) for name, value in WORDS[word].process.items()}
+
+    def check_artifact(self) -> None:
+        """Raises Unsupported, with the reason, when an artifact cannot hold this mode."""
+        for word in self.words:
+            if reason := WORDS[word].not_in_artifact:
+                raise Unsupported(f"mode word {word!r} cannot be built into an artifact.", remedy=f"{reason}.")
+
+
+def parse_options(options: Mapping[str, Setting]) -> tuple[dict[str, Setting], dict[str, bool]]:
+    """nexfort's `options` as Inductor configuration and process settings.
+
+    `inductor.X` and `triton.X` are passed on under today's names, `overrides.X` set the process. Raises BadInput for a
+    name that is none of these, or that today's torch no longer has, with what replaces it.
+    """
+    inductor: dict[str, Setting] = {}
+    process: dict[str, bool] = {}
+    for name, value in options.items():
+        group, _, rest = name.partition(".")
+        if name in _REPLACED:
+            raise BadInput(f"option {name!r} is gone from today's torch.", remedy=f"leave it out; in its place: {_REPLACED[name]}.")
+        if group == "overrides":
+            settings = _OVERRIDES[choice(name, known=_OVERRIDES, field="option")]
+            process |= dict.fromkeys(settings, bool(value))
+        elif group in ("inductor", "triton") and rest:
+            inductor[rest if group == "inductor" else name] = value
+        else:
+            raise BadInput(f"option {name!r} is unknown.", remedy=f"known are: inductor.NAME, triton.NAME, {', '.join(_OVERRIDES)}.")
+    return inductor, process

@@ -1,0 +1,218 @@
+"""Signature: the identity of a call. Its structure, and per tensor shape, stride, dtype and device, per other value the value."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, TypeAlias
+
+import torch
+
+from aot.errors import Unsupported
+from cache_store.canonical import encode
+from cache_store.digest import Digest
+
+Form: TypeAlias = tuple[Any, ...]  # hashable: ("tensor",) | ("value", type, v) | ("tuple" | "list", …) | ("dict", …) | ("output", class, …)
+
+_PLAIN = (bool, int, float, str)
+_OUTPUTS_FROM = ("diffusers.", "transformers.")  # whose output classes a graph may return
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a compiled graph knows of a tensor. `shape` and `stride` in elements."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: str
+    device: str  # the type, without index
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Self:
+        """The spec of `tensor`, strides of dimensions of size 1 included: the compiled code compares them too."""
+        return cls(tuple(tensor.shape), tensor.stride(), str(tensor.dtype).removeprefix("torch."), tensor.device.type)
+
+    def to_json(self) -> list[Any]:
+        return [list(self.shape), list(self.stride), self.dtype, self.device]
+
+    @classmethod
+    def from_json(cls, value: Sequence[Any]) -> Self:
+        shape, stride, dtype, device = value
+        return cls(tuple(shape), tuple(stride), dtype, device)
+
+    def zeros(self) -> torch.Tensor:
+        """A tensor of this spec; an expanded one (stride 0) too."""
+        needed = 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        flat = torch.zeros(0 if 0 in self.shape else needed, dtype=getattr(torch, self.dtype), device=self.device)
+        return flat.as_strided(self.shape, self.stride)
+
+    def differs(self, other: TensorSpec) -> str | None:
+        """The first field in which `other` differs, in words, or None."""
+        for field in ("dtype", "device", "shape", "stride"):
+            mine, theirs = getattr(self, field), getattr(other, field)
+            if mine != theirs:
+                return f"{field} is {theirs}, built for {mine}"
+        return None
+
+
+def flatten(value: Any, tensors: list[torch.Tensor]) -> Form:
+    """The form of `value`; its tensors are appended to `tensors` in order. Raises Unsupported for what has no stable identity."""
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+        return ("tensor",)
+    if value is None or isinstance(value, _PLAIN):
+        return ("value", type(value).__name__, value)
+    if isinstance(value, torch.dtype):
+        return ("dtype", str(value).removeprefix("torch."))
+    kind = type(value)
+    if kind in (tuple, list):
+        return (kind.__name__, *(flatten(item, tensors) for item in value))
+    if isinstance(value, dict):
+        name = "dict" if kind is dict else f"{kind.__module__}:{kind.__qualname__}"
+        known = kind is dict or kind.__module__.startswith(_OUTPUTS_FROM)
+        if known and all(isinstance(key, str) for key in value):
+            return ("dict", name, *((key, flatten(item, tensors)) for key, item in value.items()))
+    raise Unsupported(f"a call holds a {kind.__qualname__}, which has no identity that can be compared between processes.")
+
+
+def fill(form: Form, tensors: Iterator[Any]) -> Any:
+    """The value of `form`, its tensors taken from `tensors` in order: the inverse of `flatten`."""
+    match form:
+        case ("tensor",):
+            return next(tensors)
+        case ("value", _, value):
+            return value
+        case ("dtype", name):
+            return getattr(torch, name)
+        case ("tuple", *items):
+            return tuple(fill(item, tensors) for item in items)
+        case ("list", *items):
+            return [fill(item, tensors) for item in items]
+        case ("dict", name, *items):
+            return _mapping(name)({key: fill(item, tensors) for key, item in items})
+        case _:
+            raise Unsupported(f"unknown form {form!r} in a signature.")
+
+
+def _mapping(name: str) -> Callable[[dict[str, Any]], Any]:
+    """`dict`, or the output class of diffusers or transformers that a graph returns."""
+    if name == "dict":
+        return dict
+    module, _, qualname = name.partition(":")
+    if not module.startswith(_OUTPUTS_FROM):
+        raise Unsupported(f"a graph returns a {name}, which is no output class of diffusers or transformers.")
+    found = getattr(importlib.import_module(module), qualname, None)
+    if not (isinstance(found, type) and issubclass(found, dict)):
+        raise Unsupported(f"a graph returns a {name}, which is no output class.")
+    return lambda fields: found(**fields)
+
+
+def form_to_json(form: Form) -> list[Any]:
+    return [form_to_json(part) if isinstance(part, tuple) else part for part in form]
+
+
+def form_from_json(value: Sequence[Any]) -> Form:
+    return tuple(form_from_json(part) if isinstance(part, list) else part for part in value)
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The identity of one call: the form of `(args, kwargs)` and the specs of its tensors in order."""
+
+    form: Form
+    specs: tuple[TensorSpec, ...]
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.specs))
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Self, list[torch.Tensor]]:
+        """The signature of a call and its tensors, in the signature's order. Raises Unsupported."""
+        tensors: list[torch.Tensor] = []
+        form = flatten((args, kwargs), tensors)
+        return cls(form, tuple(map(TensorSpec.of, tensors))), tensors
+
+    @property
+    def digest(self) -> Digest:
+        return Digest.of(encode(self.to_json()))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"form": form_to_json(self.form), "specs": [spec.to_json() for spec in self.specs]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        return cls(form_from_json(value["form"]), tuple(map(TensorSpec.from_json, value["specs"])))
+
+    def zeros(self) -> list[torch.Tensor]:
+        """Tensors of this signature."""
+        return [spec.zeros() for spec in self.specs]
+
+    def call(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments, with these tensors in their places."""
+        args, kwargs = fill(self.form, iter(tensors))
+        return args, kwargs
+
+    def named(self) -> list[tuple[str, TensorSpec]]:
+        """The specs by the dotted name of their argument."""
+        return list(zip((name for name, leaf in leaves(self.form) if leaf == "a tensor"), self.specs, strict=True))
+
+    def differs(self, other: Signature) -> str | None:
+        """The first field in which `other` differs, in words, or None."""
+        if (mine := dict(leaves(self.form))) != (theirs := dict(leaves(other.form))):
+            name = next(name for name in [*theirs, *mine] if mine.get(name) != theirs.get(name))
+            return f"{name} is {theirs.get(name, 'absent')}, built for {mine.get(name, 'absent')}"
+        for (name, mine_spec), theirs_spec in zip(self.named(), other.specs, strict=True):
+            if found := mine_spec.differs(theirs_spec):
+                return f"{name}.{found}"
+        return None
+
+
+def leaves(form: Form, name: str = "") -> Iterator[tuple[str, str]]:
+    """The dotted name and a description of every leaf of a call's form; its own two levels, args and kwargs, go unnamed."""
+    match form:
+        case ("tensor",):
+            yield name, "a tensor"
+        case ("value", _, value) | ("dtype", value):
+            yield name, repr(value)
+        case ("dict", _, *items):
+            for key, item in items:
+                yield from leaves(item, f"{name}.{key}".lstrip("."))
+        case ("tuple" | "list", *items):
+            for index, item in enumerate(items):
+                keep_unnamed = name == "" and item[0] == "dict"
+                yield from leaves(item, "" if keep_unnamed else f"{name}.{index}".lstrip("."))
+        case _:
+            yield name, repr(form)
+
+
+class Convention:
+    """The parameters of a forward, so that every way of writing the same call becomes one."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self._signature = inspect.signature(forward)
+
+    def canonical(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call with every argument by name and every default written out. Raises TypeError as the call would."""
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        kinds = {name: parameter.kind for name, parameter in self._signature.parameters.items()}
+        if inspect.Parameter.VAR_POSITIONAL in kinds.values():  # what stands before it cannot be passed by name
+            return bound.args, bound.kwargs
+        unnamed = [value for name, value in bound.arguments.items() if kinds[name] is inspect.Parameter.POSITIONAL_ONLY]
+        named = {name: value for name, value in bound.arguments.items() if kinds[name] is inspect.Parameter.POSITIONAL_OR_KEYWORD}
+        return tuple(unnamed), {**named, **bound.kwargs}
+
+    def order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+        """For each tensor of the canonical call, its place among the tensors of the call as written."""
+        written: list[torch.Tensor] = []
+        form = flatten((args, kwargs), written)
+        marks = [torch.empty(0) for _ in written]  # distinct objects, though the call may pass one tensor twice
+        canonical: list[torch.Tensor] = []
+        flatten(self.canonical(*fill(form, iter(marks))), canonical)
+        places = {id(mark): place for place, mark in enumerate(marks)}
+        return [places[id(mark)] for mark in canonical]
