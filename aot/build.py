@@ -1,0 +1,149 @@
+"""Build: one artifact, from a request to a commit in a store."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from aot.artifact import CACHE, GRAPH
+from aot.errors import BuildFailed
+from aot.inductor_directory import INDUCTOR_DIRECTORY
+from aot.key import Key
+from aot.process import Event, Process
+from aot.request import Request
+from aot.target import Target
+from aot.toolchain import find_compiler, strip, write_compiler
+from cache_store.digest import Digest
+from cache_store.layer import pack
+from cache_store.local import LocalStore
+from cache_store.manifest import FileEntry, Layer, Manifest
+from cache_store.store import Ref
+
+# Inductor's own bookkeeping of one machine, worthless elsewhere: lock files, and C++ headers it precompiled for itself
+_NOT_SHIPPED = ("locks", "precompiled_headers", "tmp")
+
+Progress: TypeAlias = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A build's outcome. `fresh` is False when the store held the artifact already."""
+
+    ref: Ref
+    digest: Digest
+    manifest: Manifest
+    fresh: bool
+    log: Path
+
+
+def build(request: Request, store: LocalStore, *, progress: Progress, environ: Mapping[str, str], rebuild: bool = False) -> Built:
+    """Build the artifact that `request` asks for and commit it to `store`; the store's own if it is there already.
+
+    Compilation runs in fresh processes with fresh compiler caches; what they print goes to a log beside the store. Two builds
+    of one key at once make one artifact. On any error, or when killed, nothing is stored. Raises CodedError.
+    """
+    log = _log(store, request)
+    with store.temporary() as work:
+        graphs = work / GRAPH
+        graphs.mkdir()
+        started = time.perf_counter()
+        message = {"request": request.to_json(), "directory": str(graphs)}
+        compiler = write_compiler(work / "toolchain", Target.detect(request.gpu), environ)
+        compiling = {**fresh(environ, work / "inductor"), "CXX": str(compiler)}
+        with Process("graphs", message, log=log, environ=compiling) as child:
+            events = child.events()
+            key = Key(wait_for(events, "key", progress)["parts"])
+            ref = Ref(request.recipe, key.digest)
+            with store.building(ref) as waited:
+                present = store.resolve(ref)
+                if present and (waited or not rebuild):
+                    child.send("stop")
+                    return Built(ref, present, Manifest.parse(store.manifest(present)), fresh=False, log=log)
+                child.send("go")
+                done = wait_for(events, "done", progress)
+                kinds = [GRAPH]
+                if request.cache_layer:
+                    _fill_cache(request, work / CACHE, log=log, environ=environ, progress=progress)
+                    kinds.append(CACHE)
+                progress("pack and store")
+                cold_build = f"{time.perf_counter() - started:.1f}"
+                manifest, blobs = _pack(work, kinds, key=key, name=request.recipe, done=done, cold_build=cold_build)
+                digest = store.commit(ref, manifest.encode(), blobs)
+    return Built(ref, digest, manifest, fresh=True, log=log)
+
+
+def check_host(request: Request, environ: Mapping[str, str]) -> None:
+    """Raises BadEnvironment or BadInput when this host cannot build `request`. Imports no torch: a wrong host is told at once."""
+    Target.detect(request.gpu)
+    find_compiler(environ)
+
+
+def _fill_cache(request: Request, directory: Path, *, log: Path, environ: Mapping[str, str], progress: Progress) -> None:
+    progress("start torch.compile for the cache layer")
+    with Process("cache", {"request": request.to_json()}, log=log, environ=fresh(environ, directory)) as child:
+        wait_for(child.events(), "done", progress)
+    strip(directory)
+
+
+def wait_for(events: Any, name: str, progress: Progress) -> Event:
+    """The next event of that name; stages on the way are shown. The end of the events is an error of its own."""
+    for event in events:
+        if event["event"] == name:
+            found: Event = event
+            return found
+        if event["event"] == "stage":
+            progress(event["what"])
+    raise BuildFailed(f"the build process ended without {name!r}.")
+
+
+def _pack(work: Path, kinds: list[str], *, key: Key, name: str, done: Event, cold_build: str) -> tuple[Manifest, dict[Digest, Path]]:
+    layers: list[Layer] = []
+    files: list[FileEntry] = []
+    blobs: dict[Digest, Path] = {}
+    for kind in kinds:
+        blob = work / f"{kind}.layer"
+        with open(blob, "wb") as target:
+            layer, entries = pack(kind, kind=kind, root=work / kind, paths=_shipped(work / kind), target=target)
+        layers.append(layer)
+        files += entries
+        blobs[layer.digest] = blob
+    manifest = Manifest(
+        name=name,
+        key=dict(key.parts),
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        producer=_producer(cold_build),
+        layers=tuple(layers),
+        files=tuple(files),
+        measured=done["measured"],
+        certificate=done["certificate"],
+    )
+    return manifest, blobs
+
+
+def _shipped(root: Path) -> list[str]:
+    found = [path.relative_to(root) for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+    return [path.as_posix() for path in found if path.parts[0] not in _NOT_SHIPPED and path.suffix not in (".lock", ".tmp", ".pt2")]
+
+
+def _producer(cold_build: str) -> dict[str, str]:
+    versions = {package: version(package) for package in ("aot", "torch", "diffusers", "zstandard")}
+    return {**versions, "python": platform.python_version(), "cold_build": cold_build}
+
+
+def _log(store: LocalStore, request: Request) -> Path:
+    folder = store.root / "logs"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / f"{request.recipe}-{request.variant}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.log"
+
+
+def fresh(environ: Mapping[str, str], directory: Path) -> dict[str, str]:
+    """The environment of a compiling process: an empty Inductor directory, and hashes that do not change from run to run."""
+    directory.mkdir()
+    return {**environ, INDUCTOR_DIRECTORY: str(directory), "TRITON_CACHE_DIR": str(directory / "triton"), "PYTHONHASHSEED": "0"}

@@ -1,0 +1,120 @@
+"""Capture: let the real pipeline say how it calls its components, with the components replaced by recorders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode  # checked on torch 2.15.0
+
+from aot.signature import Convention, Form, Signature, TensorSpec, fill, flatten
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCall:
+    """How the component calls one of its repeated blocks."""
+
+    path: str  # of the block, in the component
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One way in which the pipeline calls a component, with the tensors of the first such call."""
+
+    component: str
+    signature: Signature
+    tensors: list[torch.Tensor]
+    blocks: tuple[BlockCall, ...]
+
+    def __str__(self) -> str:
+        return f"{self.component} {self.signature}"
+
+
+def component(pipeline: Any, path: str) -> nn.Module:
+    """The module at a dotted path of the pipeline."""
+    found: nn.Module = attrgetter(path)(pipeline)
+    return found
+
+
+def block_paths(module: nn.Module, lists: tuple[str, ...]) -> list[str]:
+    """The paths of the repeated blocks in the module's lists of these names."""
+    return [f"{name}.{index}" for name in lists for index in range(len(module.get_submodule(name)))]  # type: ignore[arg-type]
+
+
+@contextmanager
+def recording(modules: Mapping[str, nn.Module], blocks: Mapping[str, list[str]]) -> Iterator[list[Call]]:
+    """Within, a call of any of `modules` computes nothing: it is written down and answered with zeros of the right shape.
+
+    `blocks` names, by component, the submodules whose own calls are written down too. Yields the distinct calls, in the
+    order in which they came. The modules are as before afterwards, also on error.
+    """
+    calls: list[Call] = []
+    with ExitStack() as stack:
+        for path, module in modules.items():
+            recorder = _Recorder(path, module, blocks.get(path, []), calls)
+            stack.callback(_put_back, module, vars(module).get("forward"))
+            module.forward = recorder
+        yield calls
+
+
+def _put_back(module: nn.Module, forward: Any) -> None:
+    if forward is None:
+        del module.forward
+    else:
+        module.forward = forward
+
+
+class _Recorder:
+    def __init__(self, path: str, module: nn.Module, blocks: list[str], calls: list[Call]) -> None:
+        self._path, self._module, self._blocks, self._calls = path, module, blocks, calls
+        self._forward = module.forward
+        self._convention = Convention(module.forward)
+        self._answers: dict[Signature, tuple[Form, list[TensorSpec]]] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        signature, tensors = Signature.of(*self._convention.canonical(args, kwargs))
+        if signature not in self._answers:
+            form, specs, blocks = self._fake_run(signature, tensors)
+            self._answers[signature] = form, specs
+            self._calls.append(Call(self._path, signature, [tensor.clone() if _dense(tensor) else tensor for tensor in tensors], blocks))
+        form, specs = self._answers[signature]
+        return fill(form, iter([spec.zeros() for spec in specs]))
+
+    def _fake_run(self, signature: Signature, tensors: list[torch.Tensor]) -> tuple[Form, list[TensorSpec], tuple[BlockCall, ...]]:
+        """Run the module on tensors that have metadata and no data: the strides are the device's own, the time is none."""
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        weights: dict[str, torch.Tensor] = {
+            name: fake.from_tensor(tensor) for name, tensor in [*self._module.named_parameters(), *self._module.named_buffers()]
+        }
+        args, kwargs = signature.call([fake.from_tensor(tensor) for tensor in tensors])
+        seen: list[BlockCall] = []
+        outputs: list[torch.Tensor] = []
+        with ExitStack() as stack, torch.no_grad():
+            for path in self._blocks:
+                stack.callback(_watch(self._module.get_submodule(path), path, seen).remove)
+            recorder, self._module.forward = self._module.forward, self._forward
+            stack.callback(setattr, self._module, "forward", recorder)
+            with fake:
+                form = flatten(torch.func.functional_call(self._module, weights, args, kwargs), outputs)
+        return form, list(map(TensorSpec.of, outputs)), tuple(seen)
+
+
+def _watch(block: nn.Module, path: str, seen: list[BlockCall]) -> torch.utils.hooks.RemovableHandle:
+    convention = Convention(block.forward)
+
+    def write_down(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        signature, _tensors = Signature.of(*convention.canonical(args, kwargs))
+        seen.append(BlockCall(path, signature))
+
+    return block.register_forward_pre_hook(write_down, with_kwargs=True)
+
+
+def _dense(tensor: torch.Tensor) -> bool:
+    """Whether a clone keeps the strides: not when elements share memory (an expanded timestep)."""
+    return 0 not in tensor.stride()

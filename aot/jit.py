@@ -1,0 +1,61 @@
+"""Jit: ordinary compilation, with an artifact's cache layer unpacked first so that it runs warm."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aot.artifact import CACHE, unpack
+from aot.inductor import jit
+from aot.inductor_directory import INDUCTOR_DIRECTORY
+from aot.ledger import Ledger, log
+from aot.options import Options
+from aot.resolve import set_aside
+from cache_store.errors import CodedError, Corrupt
+from cache_store.manifest import Manifest
+from cache_store.store import Store
+
+
+@dataclass(slots=True)
+class Jit:
+    """Compiles as `options` say. The cache layers are unpacked once, at the first compilation: most processes need none."""
+
+    options: Options
+    store: Store
+    manifests: list[Manifest]
+    ledger: Ledger
+    _warm: bool = field(default=False, init=False)
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The compiled `function`; compilation itself runs at its first call."""
+        if not self._warm:
+            self._unpack()
+            self._warm = True
+        return jit(function, self.options)
+
+    def _unpack(self) -> None:
+        layers = [(manifest, layer) for manifest in self.manifests if (layer := manifest.layer(CACHE))]
+        if not layers:
+            return
+        directory = _inductor_directory()
+        for manifest, layer in layers:
+            try:
+                unpack(self.store, manifest, layer=layer, into=directory, ledger=self.ledger)
+            except Corrupt as error:
+                set_aside(self.store, error)
+            except CodedError as error:
+                log.warning("%s", error)
+
+
+def _inductor_directory() -> Path:
+    """The user's TORCHINDUCTOR_CACHE_DIR, else one of this process's own that Inductor is pointed to until the process ends."""
+    if not os.environ.get(INDUCTOR_DIRECTORY):
+        os.environ[INDUCTOR_DIRECTORY] = tempfile.mkdtemp(prefix="aot-inductor-")
+        atexit.register(shutil.rmtree, os.environ[INDUCTOR_DIRECTORY], ignore_errors=True)
+    return Path(os.environ[INDUCTOR_DIRECTORY])

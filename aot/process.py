@@ -1,0 +1,113 @@
+"""Process: work done in a fresh Python process, which reports by events and dies with its parent."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+from aot.errors import EXIT_CODES, BuildFailed
+from cache_store.errors import CodedError
+
+ENTRY = "aot.cli.task"
+
+Event: TypeAlias = dict[str, Any]
+
+
+class Process:
+    """A task in its own interpreter. What it and its compilers print goes to `log`; its events come from `events`."""
+
+    def __init__(self, task: str, request: Mapping[str, Any], *, log: Path, environ: Mapping[str, str]) -> None:
+        self._task, self._log = task, log
+        reading, writing = os.pipe()
+        try:
+            with open(log, "ab") as output:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-m", ENTRY, task, str(writing)],
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(writing,),
+                    env=dict(environ),
+                )
+        finally:
+            os.close(writing)
+        self._events = os.fdopen(reading, encoding="utf-8")
+        self.send(request)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """The child is told to go by the end of its input, and killed if it does not."""
+        assert self._child.stdin is not None
+        self._child.stdin.close()
+        try:
+            self._child.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        self._events.close()
+
+    def send(self, value: Any) -> None:
+        """One line to the child; it may be gone already, which `events` will tell."""
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(json.dumps(value).encode() + b"\n")
+            self._child.stdin.flush()
+        except BrokenPipeError:
+            pass
+
+    def events(self) -> Iterator[Event]:
+        """Events until the child is done. Raises the error that it reported, or BuildFailed if it died without a word."""
+        done = False
+        for line in self._events:
+            event = json.loads(line)
+            if event["event"] == "error":
+                raise _error(event)
+            done = event["event"] == "done"
+            yield event
+        if not done:
+            code = self._child.wait()
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+            raise BuildFailed(
+                f"the {self._task} process {how} before it was done.",
+                remedy=f"see {self._log}; signal 9 usually means that memory ran out.",
+            )
+
+
+class Parent:
+    """The other end, in the child: the request, events, and the end of the parent."""
+
+    def __init__(self, events: int) -> None:
+        self._events = os.fdopen(events, "w", encoding="utf-8")
+        self._lines: queue.Queue[Any] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        for line in sys.stdin:
+            self._lines.put(json.loads(line))
+        os._exit(3)  # the parent is gone, or has no more use for this: leave at once, whatever a compiler is doing
+
+    def receive(self) -> Any:
+        """The parent's next message."""
+        return self._lines.get()
+
+    def tell(self, event: str, **fields: Any) -> None:
+        print(json.dumps({"event": event, **fields}), file=self._events, flush=True)
+
+    def tell_error(self, error: CodedError) -> None:
+        self.tell("error", kind=type(error).__name__, message=error.message, remedy=error.remedy)
+
+
+def _error(event: Event) -> CodedError:
+    """The child's error, as the type it was."""
+    kinds = {kind.__name__: kind for kind in EXIT_CODES}
+    return kinds.get(event["kind"], BuildFailed)(event["message"], remedy=event["remedy"])

@@ -1,0 +1,52 @@
+"""Runner: the C++ runner of an AOTInductor library, without the package around it and without Inductor.
+
+Private names of torch, checked on 2.15.0: `torch._C._aoti.AOTIModelContainerRunnerCpu`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aot.book import GraphEntry
+from aot.errors import LoadFailed
+from aot.signature import fill
+
+# The library compares every input, weights included, with what it was compiled for, before it computes anything; each
+# library reads this once, at its first call. Without it a wrong dtype or stride gives wrong numbers and no error.
+_CHECK_INPUTS = "AOTI_RUNTIME_CHECK_INPUTS"
+
+
+class Graph:
+    """One loaded library. `run(tensors)` takes the weights, then the call's tensors, and returns what the module would."""
+
+    __slots__ = ("entry", "hits", "run_flat")
+
+    def __init__(self, entry: GraphEntry, library: Path) -> None:
+        """Raises LoadFailed when the library cannot be opened by this process."""
+        os.environ[_CHECK_INPUTS] = "1"
+        try:
+            self.run_flat = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
+        except RuntimeError as error:
+            raise LoadFailed(f"{entry.file}: {str(error).splitlines()[0]}", remedy="build it again with `aot build --rebuild`.") from error
+        self.entry = entry
+        self.hits = 0
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Graph:
+        """Shared: a library keeps nothing of a call, so copies of a model use one."""
+        return self
+
+    def __str__(self) -> str:
+        blocks = f" x{len(self.entry.paths)} blocks" if self.entry.paths != ("",) else ""
+        return f"{self.entry.component}{blocks} {self.entry.signature}"
+
+    def run(self, tensors: list[torch.Tensor]) -> Any:
+        """Raises RuntimeError, before computing, when a tensor is not what the graph was compiled for."""
+        outputs = self.run_flat(tensors)
+        self.hits += 1
+        if self.entry.outputs == ("tuple", ("tensor",)):  # every denoiser, at every step
+            return (outputs[0],)
+        return fill(self.entry.outputs, iter(outputs))

@@ -1,0 +1,54 @@
+"""Toolchain: the C++ compiler that a build's graphs are compiled with, and what is taken out of libraries before they ship."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from aot.errors import BadEnvironment
+from aot.target import Target
+
+# GCC stops inlining when a translation unit grows too much. AOTInductor puts all kernels of a graph into one, and the
+# innermost functions (a group norm's Welford step) then stay calls: PixArt's VAE decoder took 1.3 times as long as the same
+# kernels compiled one by one. The parameters must hold for the precompiled headers too, so they cannot be set per file.
+_INLINE = "--param inline-unit-growth=1000 --param large-unit-insns=1000000 --param max-inline-insns-auto=100"
+# No symbol table, no exported template instances: a graph's library is a third of the size and is loaded sooner.
+_SMALL = "-s -fvisibility-inlines-hidden"
+
+
+def find_compiler(environ: Mapping[str, str]) -> Path:
+    """The compiler that Inductor would call. Raises BadEnvironment when there is none."""
+    name = environ.get("CXX") or "g++"
+    found = shutil.which(name, path=environ.get("PATH"))
+    if found is None:
+        raise BadEnvironment(
+            f"no C++ compiler: {name!r} is not on PATH, and building for a CPU needs one (loading does not).",
+            remedy="install g++ (Debian: apt-get install g++), or set CXX to your compiler.",
+        )
+    return Path(found)
+
+
+def write_compiler(directory: Path, target: Target, environ: Mapping[str, str]) -> Path:
+    """A script in `directory` that calls the compiler with our flags behind Inductor's, where the last one of a kind wins.
+
+    It has the compiler's own name, by which Inductor tells GCC from Clang. `-march` is the target's level: compiled for
+    whatever this host has beyond it, a graph would end other hosts of its target with an illegal instruction.
+    """
+    compiler = find_compiler(environ)
+    level = target.sku.split("+")[0]
+    flags = [_SMALL, *([f"-march={level}"] if level.startswith("x86-64-") else []), *([] if "clang" in compiler.name else [_INLINE])]
+    directory.mkdir()
+    script = directory / compiler.name
+    script.write_text(f'#!/bin/sh\nexec "{compiler}" "$@" {" ".join(flags)}\n')
+    script.chmod(0o700)
+    return script
+
+
+def strip(directory: Path) -> None:
+    """Take the symbol tables out of the libraries below `directory`; leave them where there is no `strip`."""
+    tool = shutil.which("strip")
+    libraries = [str(path) for path in directory.rglob("*.so")]
+    if tool and libraries:
+        subprocess.run([tool, "--strip-unneeded", *libraries], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
