@@ -1,0 +1,42 @@
+"""`aot`: the program, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from aot.cli import bench, build, ls, prune, show
+from aot.errors import INTERRUPTED, exit_code
+from cache_store.errors import CodedError, named
+from cache_store.root import default_root
+
+app = typer.Typer(
+    help="Compile a diffusion model once per machine type, ship the result like a package, start serving in about a second.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: rich alone would take half of the time that `aot --help` may take
+)
+for verb in (build, ls, show, bench, prune):
+    app.command()(getattr(verb, verb.__name__.rpartition(".")[2]))
+
+
+def main() -> None:
+    """Run the program; a known error is a sentence on stderr and its exit code, an unknown one a traceback."""
+    try:
+        with named(default_root(os.environ)):
+            app()
+    except CodedError as error:
+        print(f"error: {error.code} {error.message}", file=sys.stderr)
+        if error.remedy:
+            print(f"  fix: {error.remedy}", file=sys.stderr)
+        sys.exit(exit_code(error))
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was stored.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""`aot bench`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aot.cli import request as asked
+from aot.cli.text import print_json, print_table, progress, size
+from aot.errors import BadInput
+
+if TYPE_CHECKING:
+    from aot.bench import StartupLedger
+
+
+def bench(
+    recipe: asked.RecipeName,
+    gpu: asked.Gpu,
+    variant: asked.Variant = "full",
+    shape: asked.Shapes = [],
+    mode: asked.ModeWords = asked.DEFAULT_MODE,
+    memory_format: asked.MemoryFormat = "preserve",
+    option: asked.Option = [],
+    dtype: asked.Dtype = "float32",
+    scope: asked.Scope = "whole",
+    components: asked.Components = "",
+    weights: asked.Weights = None,
+    fuse_qkv: asked.FuseQkv = False,
+    steps: Annotated[int, typer.Option(help="Denoising steps of the whole-pipeline figures; 0: the variant's own.")] = 0,
+    rounds: Annotated[int, typer.Option(help="Rounds of steady-state calls, interleaved between the ways.", min=1)] = 5,
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained page with the ledger as bars.", metavar="FILE")] = None,
+    json: asked.Json = False,
+) -> None:
+    """Measure start-up eager, compiled cold, compiled with a warm directory and loaded from the artifact (built if absent)."""
+    found, request = asked.parse(
+        recipe,
+        variant=variant,
+        gpu=gpu,
+        shapes=shape,
+        options=asked.parse_options(mode, memory_format, option),
+        dtype=dtype,
+        scope=scope,
+        components=components,
+        weights=weights,
+        fuse_qkv=fuse_qkv,
+    )
+    if steps and steps < found.min_steps:
+        raise BadInput(f"--steps {steps} is too few for {recipe}.", remedy=f"give at least {found.min_steps}.")
+    if html and not html.parent.is_dir():
+        raise BadInput(f"--html {str(html)!r}: there is no folder {str(html.parent)!r}.", remedy="make it, or name another file.")
+    from aot.bench import bench as run_bench
+    from aot.build import check_host
+    from aot.report import page
+    from cache_store.local import LocalStore
+    from cache_store.root import default_root
+
+    check_host(request, os.environ)
+    store = LocalStore(default_root(os.environ))
+    with progress() as show:
+        ledger = run_bench(request, store, steps=steps or found.variant(variant).steps, rounds=rounds, progress=show, environ=os.environ)
+    if html:
+        html.write_text(page(ledger))
+        print(f"wrote {html}", file=sys.stderr)
+    if json:
+        print_json(ledger.to_json())
+    else:
+        _print(ledger)
+
+
+def _print(ledger: StartupLedger) -> None:
+    machine = ledger.machine
+    print(
+        f"{ledger.request.recipe} {ledger.request.variant}, {machine['target']}, {machine['cores']} cores; artifact {size(ledger.size)}\n"
+    )
+    parts = ("find", "verify", "materialise", "load")
+    print_table(
+        ("way", "start-up s", *parts, "first calls", "steady ms", "it/s", "E2E s", "peak memory", "relative L2 to eager"),
+        [
+            (
+                account.way,
+                f"{account.startup_s:.3f}",
+                *(f"{account.parts_s[part]:.4f}" if part in account.parts_s else "-" for part in parts),
+                f"{sum(account.first_call_s):.3f}",
+                f"{1000 * sum(account.steady_s):.1f}",
+                f"{account.iterations_per_s:.2f}",
+                f"{account.pipeline_s:.2f}",
+                size(account.max_memory),
+                f"{account.against_eager['relative_l2']:.1e}",
+            )
+            for account in ledger.accounts.values()
+        ],
+    )
+    print()
+    print_table(("ratio, this run", "value"), [(name, f"{value:.4g}") for name, value in ledger.ratios().items()])
+    print()
+    print_table(("as nexfort's tables", f"{ledger.request.shapes[0]}"), ledger.seed_rows())

@@ -1,0 +1,72 @@
+"""`aot build`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from aot.cli import request as asked
+from aot.cli.text import print_json, progress, size
+
+
+def build(
+    recipe: asked.RecipeName,
+    gpu: asked.Gpu,
+    variant: asked.Variant = "full",
+    shape: asked.Shapes = [],
+    mode: asked.ModeWords = asked.DEFAULT_MODE,
+    memory_format: asked.MemoryFormat = "preserve",
+    option: asked.Option = [],
+    dtype: asked.Dtype = "float32",
+    scope: asked.Scope = "whole",
+    components: asked.Components = "",
+    weights: asked.Weights = None,
+    fuse_qkv: asked.FuseQkv = False,
+    no_cache_layer: Annotated[
+        bool, typer.Option("--no-cache-layer", help="Leave out what makes a fallback to torch.compile warm.")
+    ] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build again although the artifact is there.")] = False,
+    json: asked.Json = False,
+) -> None:
+    """Compile a recipe for one machine type into an artifact of the local store."""
+    _, request = asked.parse(
+        recipe,
+        variant=variant,
+        gpu=gpu,
+        shapes=shape,
+        options=asked.parse_options(mode, memory_format, option),
+        dtype=dtype,
+        scope=scope,
+        components=components,
+        weights=weights,
+        fuse_qkv=fuse_qkv,
+        cache_layer=not no_cache_layer,
+    )
+    from aot.build import build as build_artifact
+    from aot.build import check_host
+    from cache_store.local import LocalStore
+    from cache_store.root import default_root
+
+    check_host(request, os.environ)
+    store = LocalStore(default_root(os.environ))
+    with progress() as show:
+        built = build_artifact(request, store, progress=show, environ=os.environ, rebuild=rebuild)
+    result: dict[str, Any] = {
+        "ref": str(built.ref),
+        "digest": str(built.digest),
+        "fresh": built.fresh,
+        "size": built.manifest.size,
+        "layers": {layer.kind: layer.size for layer in built.manifest.layers},
+        "measured": built.manifest.measured,
+        "certificate": built.manifest.certificate,
+        "log": str(built.log),
+    }
+    if json:
+        print_json(result)
+        return
+    said = "built" if built.fresh else "is there already (build again with --rebuild):"
+    print(f"{said} {built.ref.name} key {built.ref.key.short} digest {built.digest.short}, {size(built.manifest.size)}", file=sys.stderr)
+    print(built.digest)

@@ -1,0 +1,37 @@
+"""`aot ls`."""
+
+from __future__ import annotations
+
+import os
+
+from aot.cli.request import Json
+from aot.cli.text import age, now, print_json, print_table, size
+
+
+def ls(json: Json = False) -> None:
+    """List the artifacts of the local store, newest first."""
+    from aot.listing import listing
+    from cache_store.local import LocalStore
+    from cache_store.root import default_root
+
+    rows = listing(LocalStore(default_root(os.environ)))
+    if json:
+        print_json([row.to_json() for row in rows])
+        return
+    print_table(
+        ("recipe", "variant", "target", "mode", "shapes", "size", "age", "key", "digest"),
+        [
+            (
+                row.ref.name,
+                row.part("variant"),
+                f"{row.part('target.device')} {row.part('target.sku')} torch {row.part('target.torch')}",
+                row.mode,
+                row.part("shapes"),
+                size(row.manifest.size),
+                age(row.manifest.created, now()),
+                row.ref.key.short,
+                row.digest.short,
+            )
+            for row in rows
+        ],
+    )

@@ -1,0 +1,66 @@
+"""`aot show`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aot.cli.request import Json
+from aot.cli.text import age, now, print_json, size
+
+if TYPE_CHECKING:
+    from aot.listing import Row
+
+
+def show(
+    artifact: Annotated[str, typer.Argument(help="Recipe, recipe@key, or the beginning of a key or digest.")],
+    json: Json = False,
+) -> None:
+    """Show an artifact: every key part, layers and sizes, what the build measured, the quality certificate.
+
+    Where several match, the newest is shown, and how the others' keys differ from its.
+    """
+    from aot.key import Key
+    from aot.listing import listing, pick
+    from cache_store.local import LocalStore
+    from cache_store.root import default_root
+
+    first, *others = pick(listing(LocalStore(default_root(os.environ))), artifact)
+    if json:
+        print_json({**first.to_json(), "others": [row.to_json() for row in others]})
+        return
+    _print(first)
+    for row in others:
+        print(f"\nalso {row.ref.name}@{row.ref.key.short} digest {row.digest.short}, which differs in")
+        for name, mine, theirs in Key(first.manifest.key).diff(Key(row.manifest.key)):
+            print(f"  {name}: {theirs} (above: {mine})")
+
+
+def _print(row: Row) -> None:
+    manifest = row.manifest
+    print(manifest.name)
+    print(f"  key     {row.ref.key}")
+    print(f"  digest  {row.digest}")
+    print(f"  created {manifest.created} ({age(manifest.created, now())} ago)")
+    print("key parts")
+    for name, value in sorted(manifest.key.items()):
+        print(f"  {name}: {value}")
+    print("layers")
+    for layer in manifest.layers:
+        files = manifest.files_of(layer)
+        print(
+            f"  {layer.kind}: {size(layer.size)} ({len(files)} files, {size(sum(entry.size for entry in files))} unpacked) {layer.digest}"
+        )
+    print("producer")
+    for name, value in sorted(manifest.producer.items()):
+        print(f"  {name}: {value}")
+    print("measured at build, seconds")
+    for what, values in sorted(manifest.measured.items()):
+        for name, seconds in values.items():
+            print(f"  {what} {name}: {seconds}")
+    print(f"quality certificate, against eager (allowed relative L2: {manifest.certificate.get('tolerance_relative_l2')})")
+    for entry in manifest.certificate.get("calls", []):
+        psnr = "equal" if entry["psnr"] is None else f"{entry['psnr']:.1f} dB"
+        print(f"  {entry['call']}: max abs {entry['max_abs']:.2e}, relative L2 {entry['relative_l2']:.2e}, PSNR {psnr}")

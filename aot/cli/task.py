@@ -1,0 +1,59 @@
+"""The entry of a work process (`aot.process`): `python -m aot.cli.task NAME FD`, the request as the first line of input."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+
+from aot.errors import BuildFailed
+from aot.process import Parent
+from aot.request import Request
+from cache_store.errors import CodedError
+from recipes import find
+
+
+def main() -> int:
+    """Do one task and report; what goes wrong is reported to the parent as what it is, with the traceback in the log."""
+    name, events = sys.argv[1:]
+    parent = Parent(int(events))
+    message = parent.receive()
+    request = Request.from_json(message["request"])
+    try:
+        _do(name, message, request, parent)
+    except CodedError as error:
+        traceback.print_exc()
+        parent.tell_error(error)
+        return 1
+    except Exception as error:  # the process's last line of defence: anything else is a failed build, told as such
+        traceback.print_exc()
+        parent.tell_error(BuildFailed(f"{name}: {type(error).__name__}: {error}", remedy="the build log has the traceback."))
+        return 1
+    return 0
+
+
+def _do(name: str, message: dict[str, str], request: Request, parent: Parent) -> None:
+    recipe = find(request.recipe)
+    match name:
+        case "graphs":
+            from aot.graphs import compile_artifact
+
+            compile_artifact(recipe, request, Path(message["directory"]), parent)
+        case "cache":
+            from aot.graphs import fill_cache
+
+            fill_cache(recipe, request, parent)
+        case "calls":
+            from aot.measure import save_calls
+
+            save_calls(recipe, request, message, parent)
+        case "measure":
+            from aot.measure import measure
+
+            measure(recipe, request, message, parent)
+        case _:
+            raise BuildFailed(f"unknown task {name!r}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Listing: the artifacts of a store, as rows that can be picked by what a user types."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from aot.mode import Mode
+from cache_store.digest import Digest
+from cache_store.errors import Missing
+from cache_store.manifest import Manifest
+from cache_store.store import Ref, Store, read_manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One artifact of a store."""
+
+    ref: Ref
+    digest: Digest
+    manifest: Manifest
+
+    def part(self, name: str) -> str:
+        """A part of its key, `-` where it has no such part."""
+        return self.manifest.key.get(name, "-")
+
+    @property
+    def mode(self) -> str:
+        return Mode.parse(self.part("mode")).title
+
+    def to_json(self) -> dict[str, Any]:
+        layers = [{**asdict(layer), "digest": str(layer.digest)} for layer in self.manifest.layers]
+        return {
+            "recipe": self.ref.name,
+            "key": str(self.ref.key),
+            "digest": str(self.digest),
+            "created": self.manifest.created,
+            "size": self.manifest.size,
+            "parts": self.manifest.key,
+            "layers": layers,
+            "producer": self.manifest.producer,
+            "measured": self.manifest.measured,
+            "certificate": self.manifest.certificate,
+        }
+
+
+def listing(store: Store) -> list[Row]:
+    """Newest first. Raises Corrupt or Missing for an artifact that cannot be read: a listing that hides one would lie."""
+    rows = [Row(ref, digest, read_manifest(store, digest)) for ref, digest in store.refs()]
+    return sorted(rows, key=lambda row: row.manifest.created, reverse=True)
+
+
+def pick(rows: list[Row], text: str) -> list[Row]:
+    """The rows that `text` names: by recipe, by `recipe@key`, or by the beginning of a key or digest. Raises Missing."""
+    name, _, key = text.partition("@")
+    key = key.removeprefix("sha256:")
+    found = [row for row in rows if row.ref.name == name and row.ref.key.hex.startswith(key)]
+    prefix = text.removeprefix("sha256:")
+    if not found and len(prefix) >= 4:
+        found = [row for row in rows if prefix in (row.ref.key.hex[: len(prefix)], row.digest.hex[: len(prefix)])]
+    if not found:
+        names = ", ".join(sorted({row.ref.name for row in rows})) or "none"
+        raise Missing(f"no artifact {text!r} in this store; it holds: {names}.", remedy="`aot ls` lists them, `aot build` makes one.")
+    return found

@@ -1,0 +1,145 @@
+"""Measure: one way of starting up, in its own process. The parent (`aot.bench`) runs several and interleaves their rounds."""
+
+from __future__ import annotations
+
+import importlib
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import aot
+from aot.certificate import compare
+from aot.nexfort import PIPELINE_COMPONENTS
+from aot.plan import SEED, make_plan, prepare
+from aot.process import Parent
+from aot.recipe import Recipe
+from aot.request import Request
+from aot.signature import Signature
+
+STEADY_SECONDS = 2.0  # how long one round of steady-state calls lasts, at least
+STEADY_CALLS = 5  # and how many calls of each kind it makes, at least
+
+
+class Way(StrEnum):
+    """A way to get from a pipeline to its first outputs."""
+
+    EAGER = "eager"
+    COLD = "cold"
+    JIT_WARM = "jit-warm"
+    ARTIFACT = "artifact"
+
+
+def save_calls(recipe: Recipe, request: Request, message: Mapping[str, Any], parent: Parent) -> None:
+    """Write the pipeline's calls to a file: capturing them in the measured processes would warm those up."""
+    plan = make_plan(recipe, request)
+    calls = [{"component": call.component, "signature": call.signature.to_json(), "tensors": call.tensors} for call in plan.calls]
+    torch.save(calls, message["calls"])
+    parent.tell("done")
+
+
+def measure(recipe: Recipe, request: Request, message: Mapping[str, Any], parent: Parent) -> None:
+    """Start up, then serve the parent's orders: `round` for steady-state times, `pipeline` for the seeds' figures, `stop`."""
+    way = Way(message["way"])
+    with torch.no_grad():
+        pipeline, modules = prepare(recipe, request)
+        calls = [_Call(item, modules) for item in torch.load(message["calls"], weights_only=True)]
+        _import(way)
+        imported = set(sys.modules)
+        started = time.perf_counter()
+        if way is not Way.EAGER:
+            aot.compile_pipe(
+                pipeline,
+                options=request.options,
+                ignores=tuple(path for path in PIPELINE_COMPONENTS if path not in modules),
+                on_miss="error" if way is Way.ARTIFACT else "compile",
+            )
+        setup = time.perf_counter() - started
+        first_calls = [call.timed() for call in calls]
+        parts = aot.stats()[0]["seconds"] if way is Way.ARTIFACT else {}
+        parent.tell("started", setup_s=setup, parts_s=parts, first_call_s=first_calls, calls=[call.name for call in calls])
+        new = {name.split(".")[1] for name in set(sys.modules) - imported if name.startswith("torch.")}
+        parent.tell("compared", **_compared([call.output for call in calls], Path(message["outputs"]), way))
+        _serve(recipe, request, pipeline, calls, message, parent)
+    parent.tell("done", max_memory=_max_memory(), inductor_imported="_inductor" in new)
+
+
+class _Call:
+    """One recorded call, ready to be made again."""
+
+    def __init__(self, item: Mapping[str, Any], modules: Mapping[str, torch.nn.Module]) -> None:
+        signature = Signature.from_json(item["signature"])
+        self._module = modules[item["component"]]
+        self._args, self._kwargs = signature.call(item["tensors"])
+        self.name = f"{item['component']} {signature}"
+        self.output: Any = None
+
+    def timed(self) -> float:
+        started = time.perf_counter()
+        self.output = self._module(*self._args, **self._kwargs)
+        return time.perf_counter() - started
+
+
+def _import(way: Way) -> None:
+    """Imports are not what is compared: what a way needs is imported before the clock starts."""
+    if way in (Way.COLD, Way.JIT_WARM):
+        importlib.import_module("torch._dynamo")
+        importlib.import_module("torch._inductor.compile_fx")
+
+
+def _compared(outputs: list[Any], file: Path, way: Way) -> dict[str, Any]:
+    """This way's first outputs against eager's, whose process wrote them to `file`."""
+    if way is Way.EAGER:
+        torch.save(outputs, file)
+    return compare(outputs, torch.load(file, weights_only=True)).to_json()
+
+
+def _serve(recipe: Recipe, request: Request, pipeline: Any, calls: list[_Call], message: Mapping[str, Any], parent: Parent) -> None:
+    while (order := parent.receive()) != "stop":
+        if order == "round":
+            parent.tell("round", median_s=[_steady(call) for call in calls])
+        else:
+            arguments = recipe.call(pipeline, request.shapes[0], message["steps"], SEED)
+            with _step_times(pipeline.scheduler) as times:
+                started = time.perf_counter()
+                pipeline(**arguments)
+                seconds = time.perf_counter() - started
+            parent.tell("pipeline", seconds=seconds, iterations_per_s=(len(times) - 1) / (times[-1] - times[0]))
+
+
+def _steady(call: _Call) -> float:
+    """The median of a round's calls, in seconds."""
+    times: list[float] = []
+    while len(times) < STEADY_CALLS or sum(times) < STEADY_SECONDS:
+        times.append(call.timed())
+    return statistics.median(times)
+
+
+@contextmanager
+def _step_times(scheduler: Any) -> Iterator[list[float]]:
+    """When each denoising step ended. Every diffusers pipeline calls its scheduler once a step; their callbacks differ."""
+    times: list[float] = []
+    step = scheduler.step
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        times.append(time.perf_counter())
+        return result
+
+    scheduler.step = timed
+    try:
+        yield times
+    finally:
+        del scheduler.step
+
+
+def _max_memory() -> int:
+    """Bytes: the process's largest resident size (on a CPU there is nothing else to ask)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,124 @@
+"""The program as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cache_store.local import LocalStore
+
+
+def run(*arguments: str, home: Path | str = "/nonexistent", **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "aot.cli.app", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "AOT_HOME": str(home), **environ},
+    )
+
+
+BUILD = ("build", "pixart-alpha", "--variant", "tiny", "--gpu", "cpu")
+
+
+def test_help_comes_without_torch() -> None:
+    program = "import sys, aot.cli.app; assert 'torch' not in sys.modules and 'rich' not in sys.modules; aot.cli.app.main()"
+    done = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for verb in ("build", "ls", "show", "bench", "prune"):
+        assert f"\n  {verb} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("build", "pixart-alhpa", "--gpu", "cpu"), 2, "Did you mean 'pixart-alpha'?"),
+        ((*BUILD, "--shape", "250x256"), 2, "multiple of 16"),
+        ((*BUILD, "--shape", "big"), 2, "HEIGHTxWIDTH"),
+        ((*BUILD, "--mode", "max-autotoon"), 2, "'max-autotune'"),
+        ((*BUILD, "--mode", "O2:freezing"), 2, "freezing"),
+        ((*BUILD, "--option", "inductor.optimize_linear_epilogue=false"), 2, "epilogue_fusion"),
+        ((*BUILD, "--option", "nonsense"), 2, "NAME=VALUE"),
+        ((*BUILD, "--dtype", "int8"), 2, "--dtype"),
+        ((*BUILD, "--scope", "half"), 2, "--scope"),
+        ((*BUILD, "--components", "unet"), 2, "transformer"),
+        ((*BUILD, "--memory-format", "channels_first"), 2, "channels_last"),
+        (("build", "pixart-alpha", "--gpu", "cpu", "--variant", "huge"), 2, "full, small, tiny"),
+        (("build", "pixart-alpha", "--gpu", "h300"), 2, "--gpu"),
+        (("build", "pixart-alpha"), 2, "--gpu"),
+        (("bench", "pixart-alpha", "--gpu", "cpu", "--variant", "tiny", "--steps", "1"), 2, "--steps"),
+        (("bench", "pixart-alpha", "--gpu", "cpu", "--variant", "tiny", "--html", "/nonexistent/x.html"), 2, "--html"),
+        (("prune",), 2, "--older-than"),
+        (("prune", "--older-than", "a while"), 2, "30d"),
+        (BUILD, 8, "/nonexistent-root"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_an_exit_code(arguments: tuple[str, ...], code: int, words: str, tmp_path: Path) -> None:
+    home = "/proc/nonexistent-root" if code == 8 else tmp_path / "home"
+    done = run(*arguments, home=home)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr or "nonexistent-root" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "home").exists()
+
+
+def test_no_compiler_is_told_before_anything_is_done(tmp_path: Path) -> None:
+    done = run(*BUILD, home=tmp_path / "home", CXX="no-such-compiler")
+    assert done.returncode == 3
+    assert "no-such-compiler" in done.stderr
+    assert "fix: install g++" in done.stderr
+    assert not (tmp_path / "home").exists()
+
+
+def test_an_unsupported_torch_is_told(tmp_path: Path) -> None:
+    info = tmp_path / "site" / "torch-2.9.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.9.0\n")
+    done = run(*BUILD, home=tmp_path / "home", PYTHONPATH=str(tmp_path / "site"))
+    assert done.returncode == 3
+    assert "torch 2.9.0 is not supported; 2.11 to 2.15 are" in done.stderr
+
+
+def test_a_store_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home").chmod(0o777)
+    done = run("ls", home=tmp_path / "home")
+    assert done.returncode == 8
+    assert "AOT-E206" in done.stderr
+
+
+def test_an_empty_store_lists_nothing_and_shows_nothing(tmp_path: Path) -> None:
+    assert json.loads(run("ls", "--json", home=tmp_path / "home").stdout) == []
+    done = run("show", "pixart-alpha", home=tmp_path / "home")
+    assert done.returncode == 6
+    assert "it holds: none" in done.stderr
+
+
+def test_ls_show_and_prune_tell_of_the_artifact(store: LocalStore) -> None:
+    (row,) = json.loads(run("ls", "--json", home=store.root).stdout)
+    listed = run("ls", home=store.root).stdout.splitlines()
+    assert listed[0].split("\t") == ["recipe", "variant", "target", "mode", "shapes", "size", "age", "key", "digest"]
+    assert listed[1].split("\t")[3:5] == ["O2", "64x64 64x96"]
+    key, digest = row["key"].removeprefix("sha256:"), row["digest"].removeprefix("sha256:")
+    for name in ("pixart-alpha", f"pixart-alpha@{key[:8]}", key[:6], digest, f"sha256:{digest[:9]}"):
+        shown = json.loads(run("show", name, "--json", home=store.root).stdout)
+        assert shown["digest"] == row["digest"]
+    words = run("show", "pixart-alpha", home=store.root).stdout
+    for part in ("target.sku", "component/vae.decoder/fingerprint", "quality certificate", "compile_s", row["layers"][1]["digest"]):
+        assert part in words
+
+    assert run("prune", "--older-than", "1d", home=store.root).stdout == ""
+    assert "pixart-alpha@" in run("prune", "--all", home=store.root).stdout
+    assert list((store.root / "v1" / "blobs").iterdir()) == []
+
+
+def test_ls_tells_of_a_damaged_manifest(store: LocalStore) -> None:
+    (path,) = (store.root / "v1" / "manifests").iterdir()
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-1])
+    done = run("ls", home=store.root)
+    assert done.returncode == 7
+    assert "AOT-E203" in done.stderr
