@@ -27,21 +27,40 @@ def open_graphs(store: Store, digest: Digest, manifest: Manifest, ledger: Ledger
     Every byte is verified before anything parses or maps it. The files are gone again when this returns: the process
     keeps the mapping, and a process that is killed leaves nothing behind. Raises Corrupt, Missing, LoadFailed.
     """
-    layer = manifest.layer(GRAPH)
-    if layer is None:
-        raise Corrupt(f"artifact {digest.short} has no graph layer.", culprit=str(digest))
+    layer = _graph_layer(digest, manifest)
     with _run_directory() as directory:
         unpack(store, manifest, layer=layer, into=directory, ledger=ledger)
         started = time.perf_counter()
-        try:
-            book = Book.parse((directory / FILE).read_bytes())
-        except (Malformed, FileNotFoundError, KeyError, TypeError, ValueError) as error:
-            raise Corrupt(f"artifact {digest.short}: its shape book cannot be read: {error}", culprit=str(digest)) from error
+        book = _parse_book(directory / FILE, digest)
         graphs = [Graph(entry, directory / entry.file) for entry in book.graphs]
         ledger.spent("load", time.perf_counter() - started)
     ledger.graphs += graphs
     ledger.artifacts.append(str(digest))
     return book, graphs
+
+
+def read_book(store: Store, digest: Digest, manifest: Manifest) -> Book:
+    """The shape book alone, to explain a miss; no library is opened. Raises Corrupt, Missing."""
+    layer = _graph_layer(digest, manifest)
+    files = [entry for entry in manifest.files_of(layer) if entry.path == FILE]
+    with _run_directory() as directory, store.open_blob(layer.digest) as blob:
+        verify(layer, blob)
+        materialise(layer, files=files, blob=blob, into=directory)
+        return _parse_book(directory / FILE, digest)
+
+
+def _graph_layer(digest: Digest, manifest: Manifest) -> Layer:
+    layer = manifest.layer(GRAPH)
+    if layer is None:
+        raise Corrupt(f"artifact {digest.short} has no graph layer.", culprit=str(digest))
+    return layer
+
+
+def _parse_book(path: Path, digest: Digest) -> Book:
+    try:
+        return Book.parse(path.read_bytes())
+    except (Malformed, FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        raise Corrupt(f"artifact {digest.short}: its shape book cannot be read: {error}", culprit=str(digest)) from error
 
 
 def unpack(store: Store, manifest: Manifest, *, layer: Layer, into: Path, ledger: Ledger) -> None:

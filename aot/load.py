@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from aot.artifact import open_graphs
+from aot.artifact import open_graphs, read_book
 from aot.book import Kind
 from aot.dispatch import Dispatcher, OnMiss, Policy
 from aot.errors import LoadFailed, Miss
@@ -18,7 +18,7 @@ from aot.fingerprint import Fingerprint
 from aot.jit import Jit
 from aot.ledger import Ledger, log
 from aot.options import Options
-from aot.resolve import Accepted, Candidate, candidates, nearest, set_aside
+from aot.resolve import Accepted, Candidate, Rejected, candidates, nearest, set_aside
 from aot.runner import Graph
 from aot.signature import Signature
 from aot.target import Target
@@ -42,7 +42,8 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, options: Options, 
     said once and costs a compile. With `on_miss="error"` raises Miss instead, before the first call.
     """
     started = time.perf_counter()
-    facts = {path: of_module(module, Fingerprint.of(module)) for path, module in modules.items()}
+    fingerprints = {path: Fingerprint.of(module) for path, module in modules.items()}
+    facts = {path: of_module(module, fingerprints[path]) for path, module in modules.items()}
     found = candidates(store, modules=facts, wish=of_wish(options, target))
     ledger.spent("find", time.perf_counter() - started)
 
@@ -52,11 +53,12 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, options: Options, 
         _open(candidate, store, modules=modules, sites=sites, ledger=ledger)
     # only artifacts that were built for this very model, mode and target can make its compilation warm
     jit = Jit(options, store=store, manifests=[candidate.manifest for candidate in accepted], ledger=ledger)
+    for path in set(modules) - {path for path, _ in sites}:
+        why = _why(store, found, path, fingerprints[path])
+        fall_back(modules[path], path, on_miss=on_miss, jit=jit.compiled, why=why, ledger=ledger)
     for (path, _), site in sites.items():
         policy = Policy(path, target.device, on_miss, jit.compiled, ledger)
         put(site.module, Dispatcher(forward_of(site.module), site.module, site.graphs, site.kind, policy))
-    for path in set(modules) - {path for path, _ in sites}:
-        fall_back(modules[path], path, on_miss=on_miss, jit=jit.compiled, why=_why(found, path), ledger=ledger)
 
 
 def _open(
@@ -80,15 +82,31 @@ def _open(
                     site.graphs.setdefault(graph.entry.signature, graph)
 
 
-def _why(found: list[Candidate], path: str) -> str:
+def _why(store: Store, found: list[Candidate], path: str, live: Fingerprint) -> str:
     """Why nothing was loaded for the component at `path`, by the artifact that came nearest."""
     if not found:
         return "the store holds no artifact"
     near = nearest(found, path)
     if near is None:
         return "its artifact could not be loaded"
-    ref, rejected = near
-    return f"no artifact for it; the nearest, {ref.name}@{ref.key.short}, differs in {rejected}"
+    candidate, rejected = near
+    structure = _structure(store, candidate, rejected, path, live)
+    return f"no artifact for it; the nearest, {candidate.ref.name}@{candidate.ref.key.short}, differs in {rejected}{structure}"
+
+
+def _structure(store: Store, candidate: Candidate, rejected: Rejected, path: str, live: Fingerprint) -> str:
+    """What the fingerprints differ in, in words, when they do: two digests tell nobody anything."""
+    if f"{path} fingerprint" not in {part for part, _, _ in rejected.differences}:
+        return ""
+    try:
+        book = read_book(store, candidate.digest, candidate.manifest)
+    except Corrupt as error:
+        set_aside(store, error)
+        return ""
+    except CodedError as error:
+        log.warning("%s", error)
+        return ""
+    return f" ({book.kinds[book.components[rejected.compared[path]]].fingerprint.differs(live)})"
 
 
 def fall_back(

@@ -29,6 +29,7 @@ class Rejected:
     """The parts that differ: name, what was built, what is here."""
 
     differences: tuple[tuple[str, str | None, str | None], ...]
+    compared: dict[str, str] = field(default_factory=dict)  # by live path, the artifact's component it was compared with
 
     def __str__(self) -> str:
         return "; ".join(f"{name}: built for {built}, here {here}" for name, built, here in self.differences)
@@ -54,11 +55,12 @@ def judge(key: Key, *, modules: Mapping[str, Facts], wish: Facts) -> Accepted | 
         if built is None:
             others[path] = Rejected(((f"component {path}", "none of its class", facts["class"]),))
         elif differences := list(Key(key.of_component(built)).diff(Key(facts))):
-            others[path] = Rejected(tuple((f"{path} {name}", theirs, here) for name, theirs, here in differences))
+            others[path] = Rejected(tuple((f"{path} {name}", theirs, here) for name, theirs, here in differences), {path: built})
         else:
             served[path] = built
     if shared or not served:
-        return Rejected((*shared, *(difference for other in others.values() for difference in other.differences)))
+        compared = {path: built for other in others.values() for path, built in other.compared.items()}
+        return Rejected((*shared, *(difference for other in others.values() for difference in other.differences)), compared)
     return Accepted(served, others)
 
 
@@ -84,10 +86,10 @@ def candidates(store: Store, *, modules: Mapping[str, Facts], wish: Facts) -> li
     return sorted(found, key=lambda candidate: candidate.manifest.created, reverse=True)
 
 
-def nearest(found: list[Candidate], path: str) -> tuple[Ref, Rejected] | None:
+def nearest(found: list[Candidate], path: str) -> tuple[Candidate, Rejected] | None:
     """Of the artifacts that do not serve the component at `path`, the one with the fewest differing parts, and those."""
     rejections = [
-        (candidate.ref, verdict)
+        (candidate, verdict)
         for candidate in found
         if (verdict := candidate.verdict.others.get(path) if isinstance(candidate.verdict, Accepted) else candidate.verdict)
     ]
