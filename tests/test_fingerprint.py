@@ -82,7 +82,10 @@ def test_live_weights_are_the_modules_own_in_a_fixed_order() -> None:
 def test_absent_biases_are_left_out() -> None:
     module = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 3))
     assert LiveWeights(module).names == ["0.weight", "1.weight", "1.bias"]
-    assert len(LiveWeights(module).tensors() or ()) == 3
+    weights = LiveWeights(module)
+    assert len(weights.tensors() or ()) == 3
+    module[0].bias = nn.Parameter(torch.zeros(2))
+    assert weights.tensors() is None
 
 
 def test_a_changed_tree_is_noticed_and_a_replaced_weight_is_served() -> None:
@@ -94,7 +97,10 @@ def test_a_changed_tree_is_noticed_and_a_replaced_weight_is_served() -> None:
     assert weights.tensors() is None
     module[1][0] = inner
     assert weights.tensors() is not None
-    module[0].register_buffer("more", torch.zeros(1))
-    module[0].register_parameter("most", nn.Parameter(torch.zeros(1)))
+    module[0].add_module("lora", nn.Linear(2, 2))
+    assert weights.tensors() is None
+    del module[0].lora
+    assert weights.tensors() is not None
+    del module[0].bias
     assert weights.tensors() is None
     assert LiveWeights.unseen().tensors() is None
