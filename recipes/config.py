@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -13,6 +12,8 @@ T = TypeVar("T")
 
 def published(name: str) -> dict[str, Any]:
     """The config `configs/<name>.json`, without the keys that only say who wrote it; `configs/SOURCES.json` says where it is from."""
+    from importlib.resources import files
+
     text = (files("recipes") / "configs" / f"{name}.json").read_text()
     return {key: value for key, value in json.loads(text).items() if not key.startswith("_")}
 
