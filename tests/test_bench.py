@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from aot.bench import WAYS, Account, StartupLedger
+from aot.cli.bench import print_ledger
 from aot.report import segments
 from cache_store.local import LocalStore
+from tests.conftest import request_for
 from tests.test_cli import run
 
 
@@ -35,8 +38,33 @@ def test_bench_measures_every_way_and_writes_a_self_contained_page(store: LocalS
     assert all(f"<div>{way}</div>" in html for way in ledger["ways"])
 
 
-def test_segments_add_up() -> None:
-    from aot.bench import Account
+def _ledger() -> StartupLedger:
+    accounts = {}
+    for number, way in enumerate(WAYS):
+        account = Account(
+            way, 1.0 + number, {"find": 0.25} if way == "artifact" else {}, [2.0], {"max_abs": 0.5, "relative_l2": 1e-6, "psnr": None}
+        )
+        account.steady_s, account.pipeline_first_s, account.pipeline_s, account.iterations_per_s = [0.5], 4.0, 3.0, 8.0 * (number + 1)
+        accounts[way] = account
+    return StartupLedger(request_for(), "sha256:0", 1 << 20, ["a call"], accounts, {"target": "cpu/x", "cores": 2, "python": "3"})
 
+
+def test_ratios_and_the_seeds_rows_are_computed_from_the_accounts() -> None:
+    ledger = _ledger()
+    assert ledger.ratios()["cold_over_artifact"] == 4 / 6
+    assert ledger.ratios()["jit_warm_over_artifact"] == 5 / 6
+    assert ledger.ratios()["artifact_minus_eager_s"] == 3
+    assert dict(ledger.seed_rows())["aot iteration speed"] == "32.000 it/s (+300.0%)"
+    assert dict(ledger.seed_rows())["aot warm-up with artifact time"] == "10.000 s"
+
+
+def test_the_table_has_a_row_a_way(capsys: pytest.CaptureFixture[str]) -> None:
+    print_ledger(_ledger())
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows if row[0] in WAYS] == list(WAYS)
+    assert all(len(row) == 12 for row in rows if row[0] in WAYS)
+
+
+def test_segments_add_up() -> None:
     account = Account("artifact", 1.0, {"find": 0.25, "load": 0.5}, [2.0, 3.0], {})
     assert sum(segments(account).values()) == account.startup_s == 6

@@ -68,10 +68,11 @@ def bench(
     if json:
         print_json(ledger.to_json())
     else:
-        _print(ledger)
+        print_ledger(ledger)
 
 
-def _print(ledger: StartupLedger) -> None:
+def print_ledger(ledger: StartupLedger) -> None:
+    """The ledger as tables on stdout."""
     machine = ledger.machine
     print(
         f"{ledger.request.recipe} {ledger.request.variant}, {machine['target']}, {machine['cores']} cores; artifact {size(ledger.size)}\n"
