@@ -49,7 +49,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*columns, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in columns:  # what is typed into the next command must not be cut to the terminal's width
+        table.add_column(column, no_wrap=column in ("recipe", "key", "digest"))
     for row in rows:
         table.add_row(*row)
     Console().print(table)
