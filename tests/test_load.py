@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import accelerate.hooks
 import pytest
 import torch
 
@@ -171,6 +172,34 @@ def test_config_dtype_saving_and_restoring_go_on_working(pipe: Any, tmp_path: Pa
     aot.restore(pipe)
     assert "forward" not in vars(pipe.transformer)
     assert torch.equal(denoise(pipe), denoise(make_pipe()))
+
+
+class _Counting(accelerate.hooks.ModelHook):  # type: ignore[misc]
+    """What accelerate's offloading is made of: something that must run before every forward."""
+
+    calls = 0
+
+    def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self.calls += 1
+        return args, kwargs
+
+
+@pytest.mark.parametrize("order", ["hook first", "hook after"])
+def test_offloading_hooks_go_on_running_before_a_loaded_forward(cached: LocalStore, order: str) -> None:
+    pipe, hook = make_pipe(), _Counting()
+    if order == "hook first":
+        accelerate.hooks.add_hook_to_module(pipe.transformer, hook)
+    aot.compile_pipe(pipe, on_miss="error")
+    if order == "hook after":
+        accelerate.hooks.add_hook_to_module(pipe.transformer, hook)
+    expected = denoise(make_pipe())
+    assert compare(denoise(pipe), expected).relative_l2 <= TOLERANCE
+    assert (hook.calls, _hits()) == (1, 1)
+    aot.restore(pipe)
+    assert torch.equal(denoise(pipe), expected)
+    assert hook.calls == 2
+    accelerate.hooks.remove_hook_from_module(pipe.transformer)
+    assert torch.equal(denoise(pipe), expected)
 
 
 def test_one_module_loads_by_itself(cached: LocalStore) -> None:
