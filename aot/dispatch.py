@@ -29,6 +29,11 @@ class OnMiss(StrEnum):
     EAGER = "eager"
     ERROR = "error"
 
+    def sentence(self, component: str, reason: str) -> str:
+        """The line that tells of a miss: where, why, and what is done instead."""
+        does = {OnMiss.COMPILE: "compiling", OnMiss.EAGER: "running eagerly", OnMiss.ERROR: "refusing"}[self]
+        return f"{Miss.code} {component}: {reason}; {does} (on_miss={self})."
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -159,9 +164,7 @@ class Dispatcher:
 
     def _missed(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         policy = self._policy
-        does = {OnMiss.COMPILE: "compiling", OnMiss.EAGER: "running eagerly", OnMiss.ERROR: "refusing"}[policy.on_miss]
-        sentence = f"{Miss.code} {policy.component}: {reason}; {does} (on_miss={policy.on_miss})."
-        policy.ledger.missed(sentence)
+        policy.ledger.missed(policy.on_miss.sentence(policy.component, reason))
         match policy.on_miss:
             case OnMiss.ERROR:
                 raise Miss(f"{policy.component}: {reason}.", remedy="add this call's shape to the build, or choose on_miss.")

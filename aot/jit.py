@@ -14,10 +14,10 @@ from typing import Any
 from aot.artifact import CACHE, unpack
 from aot.inductor import jit
 from aot.inductor_directory import INDUCTOR_DIRECTORY
-from aot.ledger import Ledger, log
+from aot.ledger import Ledger
 from aot.options import Options
 from aot.resolve import set_aside
-from cache_store.errors import CodedError, Corrupt
+from cache_store.errors import CodedError
 from cache_store.manifest import Manifest
 from cache_store.store import Store
 
@@ -47,10 +47,8 @@ class Jit:
         for manifest, layer in layers:
             try:
                 unpack(self.store, manifest, layer=layer, into=directory, ledger=self.ledger)
-            except Corrupt as error:
-                set_aside(self.store, error)
             except CodedError as error:
-                log.warning("%s", error)
+                set_aside(self.store, error)
 
 
 def _inductor_directory() -> Path:

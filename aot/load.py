@@ -12,17 +12,17 @@ from torch import nn
 from aot.artifact import open_graphs, read_book
 from aot.book import Kind
 from aot.dispatch import Dispatcher, OnMiss, Policy
-from aot.errors import LoadFailed, Miss
+from aot.errors import Miss
 from aot.facts import of_module, of_wish
 from aot.fingerprint import Fingerprint
 from aot.jit import Jit
-from aot.ledger import Ledger, log
+from aot.ledger import Ledger
 from aot.options import Options
 from aot.resolve import Accepted, Candidate, Rejected, candidates, nearest, set_aside
 from aot.runner import Graph
 from aot.signature import Signature
 from aot.target import Target
-from cache_store.errors import CodedError, Corrupt
+from cache_store.errors import CodedError
 from cache_store.store import Store
 
 
@@ -68,11 +68,8 @@ def _open(
     assert isinstance(candidate.verdict, Accepted)
     try:
         book, graphs = open_graphs(store, candidate.digest, candidate.manifest, ledger)
-    except Corrupt as error:
+    except CodedError as error:
         set_aside(store, error)
-        return
-    except (LoadFailed, CodedError) as error:
-        log.warning("%s", error)
         return
     for path, built in candidate.verdict.components.items():
         for graph in graphs:
@@ -100,11 +97,8 @@ def _structure(store: Store, candidate: Candidate, rejected: Rejected, path: str
         return ""
     try:
         book = read_book(store, candidate.digest, candidate.manifest)
-    except Corrupt as error:
-        set_aside(store, error)
-        return ""
     except CodedError as error:
-        log.warning("%s", error)
+        set_aside(store, error)
         return ""
     return f" ({book.kinds[book.components[rejected.compared[path]]].fingerprint.differs(live)})"
 
@@ -115,8 +109,7 @@ def fall_back(
     """Serve a module for which no graph was loaded as `on_miss` says. Raises Miss under `error`."""
     if on_miss is OnMiss.ERROR:
         raise Miss(f"{path}: {why}.", remedy="build the artifact with `aot build`, or choose another on_miss.")
-    does = "compiling" if on_miss is OnMiss.COMPILE else "running eagerly"
-    ledger.missed(f"{Miss.code} {path}: {why}; {does} (on_miss={on_miss}).")
+    ledger.missed(on_miss.sentence(path, why))
     if on_miss is OnMiss.COMPILE:
         put(module, jit(forward_of(module)))
 

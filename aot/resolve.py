@@ -9,7 +9,7 @@ from typing import TypeAlias
 from aot.key import Key
 from aot.ledger import log
 from cache_store.digest import Digest
-from cache_store.errors import Corrupt, Missing
+from cache_store.errors import CodedError, Corrupt, Missing
 from cache_store.manifest import Manifest
 from cache_store.store import Ref, Store, WritableStore, read_manifest
 
@@ -77,10 +77,8 @@ def candidates(store: Store, *, modules: Mapping[str, Facts], wish: Facts) -> li
     for ref, digest in store.refs():
         try:
             manifest = read_manifest(store, digest)
-        except Corrupt as error:
+        except (Corrupt, Missing) as error:
             set_aside(store, error)
-        except Missing as error:
-            log.warning("%s", error)
         else:
             found.append(Candidate(ref, digest, manifest, judge(Key(manifest.key), modules=modules, wish=wish)))
     return sorted(found, key=lambda candidate: candidate.manifest.created, reverse=True)
@@ -96,9 +94,9 @@ def nearest(found: list[Candidate], path: str) -> tuple[Candidate, Rejected] | N
     return min(rejections, key=lambda pair: len(pair[1].differences), default=None)
 
 
-def set_aside(store: Store, error: Corrupt) -> None:
-    """Quarantine what proved corrupt, and say so: corruption is never a silent miss."""
-    if isinstance(store, WritableStore):
+def set_aside(store: Store, error: CodedError) -> None:
+    """Go on without what `error` is about, and say so; what proved corrupt is quarantined: it is never a silent miss."""
+    if isinstance(error, Corrupt) and isinstance(store, WritableStore):
         store.quarantine(error.culprit)
         log.warning("%s Quarantined. Fix: build it again with `aot build`.", error)
     else:
