@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from aot.build import Progress, build, fresh, wait_for
-from aot.inductor_directory import INDUCTOR_DIRECTORY
+from aot.environment import GRAPH_CACHE, INDUCTOR_DIRECTORY
 from aot.process import Event, Process
 from aot.request import Request
 from aot.target import Target
 from cache_store.local import LocalStore
 
 WAYS = ("eager", "cold", "jit-warm", "artifact")
-GRAPH_CACHE = "NEXFORT_GRAPH_CACHE"
 
 
 @dataclass(slots=True)

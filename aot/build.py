@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from aot.artifact import CACHE, GRAPH
+from aot.environment import INDUCTOR_DIRECTORY
 from aot.errors import BuildFailed
-from aot.inductor_directory import INDUCTOR_DIRECTORY
 from aot.key import Key
 from aot.process import Event, Process
 from aot.request import Request

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from aot.artifact import CACHE, unpack
+from aot.environment import INDUCTOR_DIRECTORY
 from aot.inductor import jit
-from aot.inductor_directory import INDUCTOR_DIRECTORY
 from aot.ledger import Ledger
 from aot.options import Options
 from aot.resolve import set_aside

@@ -12,6 +12,7 @@ from torch import nn
 from aot.capture import component
 from aot.choice import choice
 from aot.dispatch import OnMiss
+from aot.environment import GRAPH_CACHE
 from aot.errors import BadInput, Miss
 from aot.fusion import fuse_qkv, split_qkv
 from aot.inductor import apply_process_settings, jit
@@ -28,7 +29,6 @@ M = TypeVar("M", bound=nn.Module)
 P = TypeVar("P")
 T = TypeVar("T")
 
-GRAPH_CACHE = "NEXFORT_GRAPH_CACHE"
 PIPELINE_COMPONENTS = ("transformer", "unet", "vae.decoder")  # what compile_pipe compiles, where a pipeline has it
 _UNDO = "_aot_undo"
 

@@ -1,0 +1,4 @@
+"""The environment variables that this package and torch share with their user, by name."""
+
+GRAPH_CACHE = "NEXFORT_GRAPH_CACHE"  # whether and where artifacts are read: unset or 0, 1, or a store's location
+INDUCTOR_DIRECTORY = "TORCHINDUCTOR_CACHE_DIR"  # where Inductor keeps what it compiled
