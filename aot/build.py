@@ -55,7 +55,7 @@ def build(request: Request, store: LocalStore, *, progress: Progress, environ: M
         graphs.mkdir()
         started = time.perf_counter()
         message = {"request": request.to_json(), "directory": str(graphs)}
-        compiler = write_compiler(work / "toolchain", Target.detect(request.gpu), environ)
+        compiler = write_compiler(store.root / "toolchain", Target.detect(request.gpu), environ)
         compiling = {**fresh(environ, work / "inductor"), "CXX": str(compiler)}
         with Process("graphs", message, log=log, environ=compiling) as child:
             events = child.events()
