@@ -7,10 +7,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from aot.book import FILE, Book
+from aot.cudagraph import CudaRecorder
 from aot.ledger import Ledger
+from aot.mode import Mode
 from aot.runner import Graph
 from cache_store.digest import Digest
 from cache_store.errors import Corrupt, Malformed, named
@@ -32,8 +35,12 @@ def open_graphs(store: Store, digest: Digest, manifest: Manifest, ledger: Ledger
         unpack(store, manifest, layer=layer, into=directory, ledger=ledger)
         started = time.perf_counter()
         book = _parse_book(directory / FILE, digest)
-        graphs = [Graph(entry, directory / entry.file) for entry in book.graphs]
+        device, cudagraphs = manifest.key["target.device"], Mode.parse(manifest.key["mode"]).cudagraphs
+        graphs = [Graph(entry, directory / entry.file, device=device, cudagraphs=cudagraphs) for entry in book.graphs]
         ledger.spent("load", time.perf_counter() - started)
+    if cudagraphs:
+        for graph in graphs:
+            graph.replay(CudaRecorder(), partial(ledger.spent, "record"))
     ledger.graphs += graphs
     ledger.artifacts.append(str(digest))
     return book, graphs

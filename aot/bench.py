@@ -13,19 +13,18 @@ from typing import Any
 
 from aot.build import Progress, build, fresh, wait_for
 from aot.environment import GRAPH_CACHE, INDUCTOR_DIRECTORY
+from aot.measurement import Measurement, Way
 from aot.process import Event, Process
 from aot.request import Request
 from aot.target import Target
 from cache_store.local import LocalStore
-
-WAYS = ("eager", "cold", "jit-warm", "artifact")
 
 
 @dataclass(slots=True)
 class Account:
     """What one way cost. Seconds unless the name says otherwise; calls in the order of `Ledger.calls`."""
 
-    way: str
+    way: Way
     setup_s: float
     parts_s: dict[str, float]  # of the setup: find, verify, materialise, load
     first_call_s: list[float]
@@ -51,27 +50,36 @@ class StartupLedger:
     digest: str
     size: int
     calls: list[str]
-    accounts: dict[str, Account]
+    accounts: dict[Way, Account]
     machine: dict[str, Any]
 
     def ratios(self) -> dict[str, float]:
-        """What is compared across machines: ratios and one difference, within one run."""
-        eager, cold, warm, artifact = (self.accounts[way] for way in WAYS)
-        return {
-            "cold_over_artifact": cold.startup_s / artifact.startup_s,
-            "jit_warm_over_artifact": warm.startup_s / artifact.startup_s,
+        """What is compared across machines: ratios and one difference, within one run, of the ways that it measured."""
+        eager, artifact = self.accounts[Way.EAGER], self.accounts[Way.ARTIFACT]
+        cold, warm = self.accounts.get(Way.COLD), self.accounts.get(Way.JIT_WARM)
+        found = {
+            "cold_over_artifact": cold and cold.startup_s / artifact.startup_s,
+            "jit_warm_over_artifact": warm and warm.startup_s / artifact.startup_s,
             "artifact_minus_eager_s": artifact.startup_s - eager.startup_s,
-            "steady_artifact_over_jit": sum(artifact.steady_s) / sum(warm.steady_s),
+            "steady_artifact_over_jit": warm and sum(artifact.steady_s) / sum(warm.steady_s),
             "steady_artifact_over_eager": sum(artifact.steady_s) / sum(eager.steady_s),
             "max_abs_error": artifact.against_eager["max_abs"],
             "relative_l2_error": artifact.against_eager["relative_l2"],
         }
+        return {name: value for name, value in found.items() if value is not None}
 
     def seed_rows(self) -> list[tuple[str, str]]:
         """The rows of nexfort's tables. Warm-up is the time to the end of the first image, setup and compilation included."""
-        eager, cold, warm, artifact = (self.accounts[way] for way in WAYS)
+        eager, artifact = self.accounts[Way.EAGER], self.accounts[Way.ARTIFACT]
+        cold, warm = self.accounts.get(Way.COLD), self.accounts.get(Way.JIT_WARM)
         gain = artifact.iterations_per_s / eager.iterations_per_s - 1
         saved = artifact.pipeline_s / eager.pipeline_s - 1
+        warm_ups = (
+            ("PyTorch warm-up with run time", eager),
+            ("torch.compile warm-up with compilation time", cold),
+            ("torch.compile warm-up with cache time", warm),
+            ("aot warm-up with artifact time", artifact),
+        )
         return [
             ("PyTorch iteration speed", f"{eager.iterations_per_s:.3f} it/s"),
             ("aot iteration speed", f"{artifact.iterations_per_s:.3f} it/s ({gain:+.1%})"),
@@ -79,10 +87,7 @@ class StartupLedger:
             ("aot E2E time", f"{artifact.pipeline_s:.3f} s ({saved:+.1%})"),
             ("PyTorch max memory used", f"{eager.max_memory / 2**30:.3f} GiB"),
             ("aot max memory used", f"{artifact.max_memory / 2**30:.3f} GiB"),
-            ("PyTorch warm-up with run time", f"{eager.startup_s + eager.pipeline_first_s:.3f} s"),
-            ("torch.compile warm-up with compilation time", f"{cold.startup_s + cold.pipeline_first_s:.3f} s"),
-            ("torch.compile warm-up with cache time", f"{warm.startup_s + warm.pipeline_first_s:.3f} s"),
-            ("aot warm-up with artifact time", f"{artifact.startup_s + artifact.pipeline_first_s:.3f} s"),
+            *((name, f"{account.startup_s + account.pipeline_first_s:.3f} s") for name, account in warm_ups if account),
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -97,24 +102,24 @@ class StartupLedger:
         }
 
 
-def bench(request: Request, store: LocalStore, *, steps: int, rounds: int, progress: Progress, environ: Mapping[str, str]) -> StartupLedger:
-    """Build the artifact if `store` lacks it, then measure every way. Raises CodedError.
+def bench(request: Request, store: LocalStore, *, plan: Measurement, progress: Progress, environ: Mapping[str, str]) -> StartupLedger:
+    """Build the artifact if `store` lacks it, then measure each way. Raises CodedError.
 
     Imports and the making of weights are excluded; the JIT-warm way uses the very directory that the cold one filled.
     """
     built = build(request, store, progress=progress, environ=environ)
     with ExitStack() as stack:
         work = stack.enter_context(store.temporary())
-        message = {"request": request.to_json(), "calls": str(work / "calls"), "outputs": str(work / "outputs"), "steps": steps}
+        message = {"request": request.to_json(), "calls": str(work / "calls"), "outputs": str(work / "outputs"), "steps": plan.steps}
         with Process("calls", message, log=built.log, environ=fresh(environ, work / "capture")) as child:
             wait_for(child.events(), "done", progress)
-        runs = [stack.enter_context(_Run(way, message, work, store, environ, built.log, progress)) for way in WAYS]
-        for number in range(rounds):
-            progress(f"steady state, round {number + 1} of {rounds}")
+        runs = [stack.enter_context(_Run(way, message, work, store, environ, built.log, progress)) for way in plan.ways]
+        for number in range(plan.rounds):
+            progress(f"steady state, round {number + 1} of {plan.rounds}")
             for run in runs:
                 run.round()
         for run in runs:
-            progress(f"{run.account.way}: the whole pipeline, {steps} steps")
+            progress(f"{run.account.way}: the whole pipeline, {plan.steps} steps")
             run.pipeline()
         accounts = {run.account.way: run.finish() for run in runs}
     return StartupLedger(request, str(built.digest), built.manifest.size, runs[0].calls, accounts, _machine(request))
@@ -124,11 +129,11 @@ class _Run:
     """One way's process, from its start to its last order."""
 
     def __init__(
-        self, way: str, message: Mapping[str, Any], work: Path, store: LocalStore, environ: Mapping[str, str], log: Path, progress: Progress
+        self, way: Way, message: Mapping[str, Any], work: Path, store: LocalStore, environ: Mapping[str, str], log: Path, progress: Progress
     ) -> None:
-        directory = work / ("inductor" if way in ("cold", "jit-warm") else f"inductor-{way}")
+        directory = work / ("inductor" if way in (Way.COLD, Way.JIT_WARM) else f"inductor-{way}")
         inherited = {**environ, INDUCTOR_DIRECTORY: str(directory)} if directory.exists() else fresh(environ, directory)
-        cache = str(store.root) if way == "artifact" else "0"
+        cache = str(store.root) if way is Way.ARTIFACT else "0"
         progress(f"{way}: start up in a fresh process")
         self._process = Process("measure", {**message, "way": way}, log=log, environ={**inherited, GRAPH_CACHE: cache})
         self._events: Iterator[Event] = self._process.events()

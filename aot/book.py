@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from aot.dynamic import DynamicRange
 from aot.fingerprint import Fingerprint
 from aot.signature import Form, Signature, TensorSpec, form_from_json, form_to_json
 from cache_store.canonical import decode, encode
@@ -15,7 +16,10 @@ FILE = "book.json"
 
 @dataclass(frozen=True, slots=True)
 class GraphEntry:
-    """One compiled graph. `paths` are the submodules of the component that run through it, `""` being the component."""
+    """One compiled graph. `paths` are the submodules of the component that run through it, `""` being the component.
+
+    It serves the calls of `signature`, and with `dynamic` all of that range. A `frozen` one has its weights inside.
+    """
 
     component: str
     paths: tuple[str, ...]
@@ -23,6 +27,8 @@ class GraphEntry:
     file: str
     signature: Signature
     outputs: Form
+    dynamic: DynamicRange | None = None
+    frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,8 @@ def _graph_to_json(entry: GraphEntry) -> dict[str, Any]:
         "file": entry.file,
         "signature": entry.signature.to_json(),
         "outputs": form_to_json(entry.outputs),
+        "dynamic": entry.dynamic and entry.dynamic.to_json(),
+        "frozen": entry.frozen,
     }
 
 
@@ -80,6 +88,8 @@ def _graph_from_json(value: dict[str, Any]) -> GraphEntry:
         file=value["file"],
         signature=Signature.from_json(value["signature"]),
         outputs=form_from_json(value["outputs"]),
+        dynamic=value["dynamic"] and DynamicRange.from_json(value["dynamic"]),
+        frozen=value["frozen"],
     )
 
 

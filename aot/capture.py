@@ -25,12 +25,16 @@ class BlockCall:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One way in which the pipeline calls a component, with the tensors of the first such call."""
+    """One way in which the pipeline calls a component, with the tensors of the first such call.
+
+    `dtype` is that of the component's weights at that moment: some pipelines decode in float32 what they denoised in float16.
+    """
 
     component: str
     signature: Signature
     tensors: list[torch.Tensor]
     blocks: tuple[BlockCall, ...]
+    dtype: torch.dtype
 
     def __str__(self) -> str:
         return f"{self.component} {self.signature}"
@@ -42,9 +46,28 @@ def component(pipeline: Any, path: str) -> nn.Module:
     return found
 
 
-def block_paths(module: nn.Module, lists: tuple[str, ...]) -> list[str]:
-    """The paths of the repeated blocks in the module's lists of these names."""
-    return [f"{name}.{index}" for name in lists for index in range(len(module.get_submodule(name)))]  # type: ignore[arg-type]
+def block_paths(module: nn.Module, kinds: tuple[str, ...]) -> list[str]:
+    """The paths of the module's repeated blocks: its submodules of classes with these names."""
+    return [path for path, child in module.named_modules() if type(child).__name__ in kinds]
+
+
+@contextmanager
+def in_dtype(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Within, the floating weights of `module` are of `dtype`; the way back loses nothing where that one is the wider."""
+    before = dtype_of(module)
+    if before == dtype:
+        yield
+        return
+    module.to(dtype=dtype)
+    try:
+        yield
+    finally:
+        module.to(dtype=before)
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """The dtype of the module's first floating weight; float32 where it has none."""
+    return next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), torch.float32)
 
 
 @contextmanager
@@ -82,7 +105,8 @@ class _Recorder:
         if signature not in self._answers:
             form, specs, blocks = self._fake_run(signature, tensors)
             self._answers[signature] = form, specs
-            self._calls.append(Call(self._path, signature, [tensor.clone() if _dense(tensor) else tensor for tensor in tensors], blocks))
+            copies = [tensor.clone() if _dense(tensor) else tensor for tensor in tensors]
+            self._calls.append(Call(self._path, signature, copies, blocks, dtype_of(self._module)))
         form, specs = self._answers[signature]
         return fill(form, iter([spec.zeros() for spec in specs]))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from aot.errors import OutsideTolerance
-from aot.mode import Mode
+from aot.mode import LOW_PRECISION, Mode
 from aot.signature import flatten
 
 # Relative L2. float32: what reordering sums costs a 28-layer transformer, measured at most 5e-6 on all six denoisers;
@@ -52,7 +52,7 @@ def compare(got: Any, expected: Any) -> Comparison:
 def tolerance(mode: Mode, dtype: str) -> float:
     """The largest relative L2 error that a build in this mode may have."""
     allowed = TOLERANCE[dtype]
-    return max(allowed, LOW_PRECISION_TOLERANCE) if "low-precision" in mode.words else allowed
+    return max(allowed, LOW_PRECISION_TOLERANCE) if LOW_PRECISION in mode.words else allowed
 
 
 def check(comparison: Comparison, *, what: str, allowed: float) -> None:

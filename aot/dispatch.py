@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from aot.book import Kind
+from aot.dynamic import DynamicRange
 from aot.errors import LoadFailed, Miss, Unsupported
 from aot.fingerprint import Fingerprint
 from aot.ledger import Ledger
 from aot.runner import Graph
 from aot.signature import Convention, Signature, TensorSpec
-from aot.weights import LiveWeights
+from aot.weights import FrozenWeights, LiveWeights
 
 
 class OnMiss(StrEnum):
@@ -46,6 +47,48 @@ class Policy:
     ledger: Ledger
 
 
+class ShapeBook:
+    """The loaded graphs of one module: each signature's own, and those of ranges."""
+
+    __slots__ = ("_exact", "_ranges")
+
+    def __init__(self) -> None:
+        self._exact: dict[Signature, Graph] = {}
+        self._ranges: dict[DynamicRange, Graph] = {}
+
+    def add(self, graph: Graph) -> None:
+        """Take `graph` in; one that is there already for the same calls stays."""
+        if graph.entry.dynamic:
+            self._ranges.setdefault(graph.entry.dynamic, graph)
+        else:
+            self._exact.setdefault(graph.entry.signature, graph)
+
+    def extend(self, other: ShapeBook) -> None:
+        """Take in what `other` has."""
+        for graph in (*other._exact.values(), *other._ranges.values()):
+            self.add(graph)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether a graph here has its weights inside."""
+        return any(graph.entry.frozen for graph in (*self._exact.values(), *self._ranges.values()))
+
+    def find(self, signature: Signature) -> Graph | None:
+        """The graph for exactly this signature, else one whose range holds it, else None."""
+        if exact := self._exact.get(signature):
+            return exact
+        return next((graph for dynamic, graph in self._ranges.items() if dynamic.refuses(signature) is None), None)
+
+    def nearest(self, signature: Signature) -> str:
+        """Why the graph that comes nearest does not serve a call of this signature."""
+        reasons = [reason for known in self._exact if (reason := known.differs(signature))]
+        reasons += [reason for dynamic in self._ranges if (reason := dynamic.refuses(signature))]
+        if not reasons:
+            return "no graph was loaded for it"
+        more = f" (and {len(reasons) - 1} more in the shape book)" if len(reasons) > 1 else ""
+        return min(reasons, key=len) + more
+
+
 class Dispatcher:
     """Stands in for `module.forward`. Lookup is one dict access by the call's raw identity; all else is the slow path.
 
@@ -53,11 +96,13 @@ class Dispatcher:
     for another structure, under autocast, or where a gradient is asked for.
     """
 
-    def __init__(self, plain: Callable[..., Any], module: nn.Module, graphs: dict[Signature, Graph], kind: Kind, policy: Policy) -> None:
+    def __init__(self, plain: Callable[..., Any], module: nn.Module, graphs: ShapeBook, kind: Kind, policy: Policy) -> None:
         self.plain = plain
         self._module, self._graphs, self._kind, self._policy = module, graphs, kind, policy
         self._known: dict[Any, tuple[Graph, list[int] | None]] = {}
         self._weights = LiveWeights(module)
+        # kept only where it is needed: it holds on to the weights
+        self._frozen = FrozenWeights(self._weights.tensors() or []) if graphs.frozen else None
         self._refused: tuple[LiveWeights, str] | None = None  # a structure that is not ours, and why
         self._jitted: Callable[..., Any] | None = None
 
@@ -87,6 +132,10 @@ class Dispatcher:
         inputs = self._weights.tensors()
         if inputs is None:
             return self._restructured(args, kwargs)
+        if graph.entry.frozen:
+            if self._frozen is None or not self._frozen.still(inputs):
+                return self._missed("the weights were changed, and the graph has those it was built with inside", args, kwargs)
+            inputs = []
         inputs += tensors
         try:
             return graph.run(inputs)
@@ -102,6 +151,7 @@ class Dispatcher:
         twin.plain = type(twin._module).forward.__get__(twin._module)
         twin._refused, twin._jitted = None, None
         twin._weights = LiveWeights.unseen()  # the copy is not complete yet: look at its first call
+        twin._frozen = None  # a copy's weights are others, as far as anybody can tell without reading them all
         return twin
 
     def __reduce__(self) -> Any:
@@ -117,9 +167,9 @@ class Dispatcher:
             return self._missed(error.message, args, kwargs)
         if reason := self._context(tensors):
             return self._missed(reason, args, kwargs)
-        graph = self._graphs.get(signature)
+        graph = self._graphs.find(signature)
         if graph is None:
-            return self._missed(self._nearest(signature), args, kwargs)
+            return self._missed(self._graphs.nearest(signature), args, kwargs)
         if not torch.is_grad_enabled():  # with it on, whether a gradient is asked for may change between two calls
             with suppress(TypeError):  # an unhashable call is looked at every time
                 self._known[key] = graph, None if order == list(range(len(tensors))) else order
@@ -132,14 +182,6 @@ class Dispatcher:
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in [*tensors, *(self._weights.tensors() or ())]):
             return "a gradient is asked for, graphs have none (call under torch.inference_mode())"
         return None
-
-    def _nearest(self, signature: Signature) -> str:
-        """Why the graph that comes nearest does not serve this call."""
-        reasons = [reason for known in self._graphs if (reason := known.differs(signature))]
-        if not reasons:
-            return "no graph was loaded for it"
-        more = f" (and {len(reasons) - 1} more in the shape book)" if len(reasons) > 1 else ""
-        return min(reasons, key=len) + more
 
     def _restructured(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's tree changed: go on if it is the same structure, else say what differs."""

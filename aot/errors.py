@@ -15,6 +15,12 @@ class Unsupported(CodedError):
     code = "AOT-E102"
 
 
+class Conflict(CodedError):
+    """Two things compiled in one process need opposite process settings; whichever gave way would compute something else."""
+
+    code = "AOT-E103"
+
+
 class BadEnvironment(CodedError):
     """This machine lacks something that the work needs: a compiler, a supported torch."""
 
@@ -49,6 +55,7 @@ EXIT_CODES: dict[type[CodedError], int] = {
     BadInput: 2,
     Malformed: 2,
     Unsupported: 2,
+    Conflict: 2,
     BadEnvironment: 3,
     BuildFailed: 4,
     OutsideTolerance: 5,

@@ -9,13 +9,15 @@ from torch import nn
 
 from aot.fingerprint import Fingerprint
 from aot.options import Options
+from aot.settings import complete
 from aot.target import Target
+from aot.weights import LiveWeights
 from cache_store.canonical import encode
 from cache_store.digest import Digest
 
 
-def of_module(module: nn.Module, fingerprint: Fingerprint) -> dict[str, str]:
-    """Class, config, dtype, traced source and fingerprint of one component."""
+def of_module(module: nn.Module, fingerprint: Fingerprint, options: Options) -> dict[str, str]:
+    """Class, config, dtype, traced source and fingerprint of one component; under freezing the digest of its weights too."""
     kind = type(module)
     first = next(module.parameters(), None)
     return {
@@ -24,16 +26,17 @@ def of_module(module: nn.Module, fingerprint: Fingerprint) -> dict[str, str]:
         "dtype": "none" if first is None else str(first.dtype).removeprefix("torch."),
         "source": str(fingerprint.source),
         "fingerprint": str(fingerprint.digest),
+        **({"weights": str(LiveWeights(module).digest())} if options.mode.freezing else {}),
     }
 
 
 def of_wish(options: Options, target: Target) -> dict[str, str]:
-    """Mode, memory format, dynamic, options and target."""
+    """Mode, memory format, options, process settings and target."""
     return {
         "mode": str(options.mode),
         "memory_format": options.memory_format,
-        "dynamic": str(options.dynamic).lower(),
         "options": encode(dict(options.options)).decode(),
+        **{f"process.{name}": str(value).lower() for name, value in complete(options.process).items()},
         **target.parts(),
     }
 

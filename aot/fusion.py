@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from aot.errors import Unsupported
+from aot.ip_adapter import adapters
 
 # the fused projection of diffusers' Attention, and those it is made of, in the order of their rows
 _FUSED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v"), "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj")}
@@ -17,15 +18,18 @@ def fuse_qkv(module: nn.Module) -> bool:
     """Fuse the projections of `module` in place; False where it has none that diffusers can fuse.
 
     diffusers keeps the separate projections beside the fused one: they are removed here, and the state dict goes on showing
-    them, so that saving writes a checkpoint that loads anywhere. Raises Unsupported where diffusers refuses (an IP-Adapter).
+    them, so that saving writes a checkpoint that loads anywhere. Raises Unsupported where diffusers refuses.
     """
     fuse = getattr(module, "fuse_qkv_projections", None)
     if fuse is None or any(_has(child, fused) for child in module.modules() for fused in _FUSED):
         return False
     try:
-        fuse()
+        if any(adapters(module)):
+            _fuse_beside_adapters(module)
+        else:
+            fuse()
     except ValueError as error:
-        raise Unsupported(f"fuse_qkv_projections: {error}", remedy="fuse before an adapter is loaded, or leave it out.") from error
+        raise Unsupported(f"fuse_qkv_projections: {error}", remedy="leave it out.") from error
     for child in module.modules():
         parts = {part for fused, names in _FUSED.items() if _has(child, fused) for part in names}
         for name in parts:
@@ -33,6 +37,17 @@ def fuse_qkv(module: nn.Module) -> bool:
         if parts:
             child.__dict__["_aot_saving"] = child.register_state_dict_post_hook(_separate)  # type: ignore[no-untyped-call]
     return True
+
+
+def _fuse_beside_adapters(module: Any) -> None:
+    """Fuse the attentions that no IP-Adapter hangs on; diffusers' own method would replace the adapter's processors."""
+    from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
+
+    module.original_attn_processors = module.attn_processors
+    for child in module.modules():
+        if isinstance(child, Attention) and isinstance(child.processor, AttnProcessor2_0):
+            child.fuse_projections(fuse=True)
+            child.set_processor(FusedAttnProcessor2_0())
 
 
 def split_qkv(module: nn.Module) -> None:

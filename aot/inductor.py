@@ -6,14 +6,17 @@ Checked on torch 2.15.0: `torch._inductor.aoti_compile_and_package`, `torch._ind
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.export import Dim
 
 from aot.choice import choice
+from aot.dynamic import DynamicRange, Extent
 from aot.errors import BuildFailed
 from aot.options import Options
 from aot.signature import Form, Signature, flatten
@@ -45,17 +48,34 @@ class _WeightsAsInputs(nn.Module):
         return found
 
 
-def compile_graph(module: nn.Module, signature: Signature, *, options: Options, library: Path) -> Form:
-    """Compile `module` for calls of `signature` into the shared library `library`; return the form of its outputs.
+class _WeightsInside(nn.Module):
+    """`forward(weights, tensors)` with the module's own weights, which export lifts: what freezing folds into the code."""
 
-    The library takes the module's weights (in the order of LiveWeights.names), then the call's tensors. Raises BuildFailed.
+    def __init__(self, module: nn.Module, signature: Signature) -> None:
+        super().__init__()
+        self.module, self.signature = module, signature
+        self.returned = _Returned()
+
+    def forward(self, _weights: list[torch.Tensor], tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        args, kwargs = self.signature.call(tensors)
+        found: list[torch.Tensor] = []
+        self.returned.form = flatten(self.module(*args, **kwargs), found)
+        return found
+
+
+def compile_graph(module: nn.Module, signature: Signature, *, dynamic: DynamicRange | None, options: Options, library: Path) -> Form:
+    """Compile `module` for calls of `signature`, or of all of `dynamic`, into the shared library `library`; return its outputs' form.
+
+    The library takes the module's weights (in the order of LiveWeights.names; none under freezing), then the call's tensors.
+    Raises BuildFailed.
     """
-    weights = LiveWeights(module)
-    wrapped = _WeightsAsInputs(module, weights.names, signature)
+    names, weights = _inputs(module, options)
+    wrapped = _WeightsInside(module, signature) if options.mode.freezing else _WeightsAsInputs(module, names, signature)
+    shapes = None if dynamic is None else ([None] * len(weights), symbols(dynamic))
     package = library.with_suffix(".pt2")
     try:
         with torch.no_grad():
-            program = torch.export.export(wrapped, (weights.tensors(), signature.zeros()), strict=False)
+            program = torch.export.export(wrapped, (weights, signature.zeros()), dynamic_shapes=shapes, strict=False)
             torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=_configs(options))
     except Exception as error:  # whatever the compiler raises is its answer; the traceback goes to the build log
         raise BuildFailed(f"{type(module).__name__} did not compile: {type(error).__name__}: {_first_line(error)}") from error
@@ -64,11 +84,54 @@ def compile_graph(module: nn.Module, signature: Signature, *, options: Options, 
     return wrapped.returned.form
 
 
+def _inputs(module: nn.Module, options: Options) -> tuple[list[str], list[torch.Tensor]]:
+    """The names and tensors of the weights that a graph takes as inputs."""
+    if options.mode.freezing:
+        return [], []
+    weights = LiveWeights(module)
+    return weights.names, weights.tensors() or []
+
+
+def symbols(dynamic: DynamicRange) -> list[Any]:
+    """`torch.export`'s dynamic shapes of the range's tensors: multiples of a height and a width, or of their product.
+
+    Where sizes are left out (`unless`), a multiple would be a promise that the model's own test of it breaks: there the
+    compiler finds the relations itself, within the same bounds.
+    """
+    least, most = (dynamic.least**2, dynamic.most**2) if dynamic.by_area else (dynamic.least, dynamic.most)
+    roots: dict[str, Any] = {}
+
+    def symbol(extent: Extent) -> Any:
+        if dynamic.unless:
+            return Dim.AUTO(min=least * extent.factor, max=most * extent.factor)
+        name = "h" * extent.by_height + "w" * extent.by_width
+        root = roots.setdefault(name, Dim(name, min=least, max=most))
+        return root if extent.factor == 1 else extent.factor * root
+
+    found = []
+    for pattern in dynamic.patterns:
+        varying = {place: symbol(extent) for place, extent in enumerate(pattern.shape) if extent.by_height or extent.by_width}
+        found.append(varying or None)
+    return found
+
+
 def jit(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
     """`torch.compile` with the same configuration. Static unless asked: with torch's default the second shape would become
-    a dynamic graph, and whether a warm directory serves a call would depend on which shape came first."""
+    a dynamic graph, and whether a warm directory serves a call would depend on which shape came first. Dynamic marks height
+    and width only, the last two sizes of every image-like tensor: a batch or a prompt's length that varies is another graph."""
     check_options(options)
-    return torch.compile(function, dynamic=options.dynamic, options=cast(dict[str, Any], options.inductor))
+    if not options.dynamic:
+        return torch.compile(function, dynamic=False, options=cast(dict[str, Any], options.inductor))
+    compiled = torch.compile(function, options=cast(dict[str, Any], options.inductor))
+
+    @wraps(function)
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        for tensor in (*args, *kwargs.values()):
+            if isinstance(tensor, torch.Tensor) and tensor.dim() >= 4:
+                torch._dynamo.maybe_mark_dynamic(tensor, (tensor.dim() - 2, tensor.dim() - 1))
+        return compiled(*args, **kwargs)
+
+    return marked
 
 
 def check_options(options: Options) -> None:
@@ -79,19 +142,9 @@ def check_options(options: Options) -> None:
         choice(name, known=config._config, field=f"Inductor option (torch {torch.__version__})")  # type: ignore[attr-defined]
 
 
-def apply_process_settings(settings: Mapping[str, bool]) -> None:
-    """Set what holds for the whole process: names below `torch.backends`."""
-    for name, value in settings.items():
-        *owners, last = name.split(".")
-        owner: Any = torch.backends
-        for part in owners:
-            owner = getattr(owner, part)
-        setattr(owner, last, value)
-
-
 def _configs(options: Options) -> dict[str, Any]:
-    # the number of cores that serve is not the number that built
-    return {"cpp.dynamic_threads": True, **options.inductor}
+    # the number of cores that serve is not the number that built; a CUDA graph is recorded around a loaded graph, not in it
+    return {"cpp.dynamic_threads": True, **{name: value for name, value in options.inductor.items() if name != "triton.cudagraphs"}}
 
 
 def _extract_library(package: Path, library: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Self
 from cache_store.canonical import encode
 from cache_store.digest import Digest
 
-# parts that only a build knows: a running process cannot say which shapes somebody asked for, nor need it
-ONLY_ASKED = ("recipe", "variant", "shapes", "scope", "layers", "signatures/")
+# parts that only a build knows: a running process cannot say which calls somebody asked for, nor need it
+ONLY_ASKED = ("recipe", "variant", "shapes", "batch", "guidance", "frames", "dynamic", "scope", "layers", "signatures/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Key:
         return {name.removeprefix(prefix): value for name, value in self.parts.items() if name.startswith(prefix)}
 
     def shared(self) -> dict[str, str]:
-        """The parts that a running process must match whatever it loads: mode, memory format, target."""
+        """The parts that a running process must match whatever it loads: mode, memory format, process settings, target."""
         return {name: value for name, value in self.parts.items() if not name.startswith((*ONLY_ASKED, "component/"))}
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from aot.artifact import open_graphs, read_book
-from aot.book import Kind
-from aot.dispatch import Dispatcher, OnMiss, Policy
+from aot.book import Book, Kind
+from aot.dispatch import Dispatcher, OnMiss, Policy, ShapeBook
 from aot.errors import Miss
 from aot.facts import of_module, of_wish
 from aot.fingerprint import Fingerprint
@@ -20,10 +20,23 @@ from aot.ledger import Ledger
 from aot.options import Options
 from aot.resolve import Accepted, Candidate, Rejected, candidates, nearest, set_aside
 from aot.runner import Graph
-from aot.signature import Signature
+from aot.settings import claim, complete
 from aot.target import Target
 from cache_store.errors import CodedError
 from cache_store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How modules are to be compiled, for which machine, and what serves a call that no graph serves.
+
+    Those at the paths `optional` are served where an artifact has them, and else left as they are.
+    """
+
+    options: Options
+    target: Target
+    on_miss: OnMiss
+    optional: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,39 +45,65 @@ class Site:
 
     module: nn.Module
     kind: Kind
-    graphs: dict[Signature, Graph] = field(default_factory=dict)
+    graphs: ShapeBook = field(default_factory=ShapeBook)
+
+    def serve(self, policy: Policy) -> None:
+        """Put a dispatcher in the module's place."""
+        put(self.module, Dispatcher(forward_of(self.module), self.module, self.graphs, self.kind, policy))
 
 
-def attach(modules: Mapping[str, nn.Module], store: Store, *, options: Options, target: Target, on_miss: OnMiss, ledger: Ledger) -> None:
+def sites(book: Book, graphs: Iterable[Graph], modules: Mapping[str, nn.Module]) -> dict[tuple[str, str], Site]:
+    """Where the graphs of one artifact go, by component and path below it. `modules` are by the artifact's component paths."""
+    found: dict[tuple[str, str], Site] = {}
+    for graph in graphs:
+        entry = graph.entry
+        if entry.component in modules:
+            for inner in entry.paths:
+                module = modules[entry.component].get_submodule(inner)
+                found.setdefault((entry.component, inner), Site(module, book.kinds[entry.kind])).graphs.add(graph)
+    return found
+
+
+def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, ledger: Ledger) -> Callable[[], None]:
     """Load every artifact of `store` that serves `modules` (by path) and put dispatchers in place.
 
-    A module that nothing serves is left to `on_miss`. By default nothing here raises: what is missing, refused or corrupt is
-    said once and costs a compile. With `on_miss="error"` raises Miss instead, before the first call.
+    A module that nothing serves is left to `on_miss`. By default nothing of a store or artifact raises: what is missing,
+    refused or corrupt is said once and costs a compile. With `on_miss="error"` raises Miss instead, before the first call.
+    Raises Conflict when what was compiled before in this process needs opposite process settings. Returns what gives the
+    settings back.
     """
+    options, target, on_miss, optional = wish.options, wish.target, wish.on_miss, wish.optional
     started = time.perf_counter()
     fingerprints = {path: Fingerprint.of(module) for path, module in modules.items()}
-    facts = {path: of_module(module, fingerprints[path]) for path, module in modules.items()}
+    facts = {path: of_module(module, fingerprints[path], options) for path, module in modules.items()}
     found = candidates(store, modules=facts, wish=of_wish(options, target))
     ledger.spent("find", time.perf_counter() - started)
 
-    sites: dict[tuple[str, str], Site] = {}
     accepted = [candidate for candidate in found if isinstance(candidate.verdict, Accepted)]
-    for candidate in accepted:
-        _open(candidate, store, modules=modules, sites=sites, ledger=ledger)
+    # without an artifact only what the mode names: the rest is the user's own affair, as it is under torch.compile
+    settings = complete(options.process) if accepted else options.process
+    release = claim(f"the {options.mode.title} compilation of {', '.join(modules)}", settings)
     # only artifacts that were built for this very model, mode and target can make its compilation warm
     jit = Jit(options, store=store, manifests=[candidate.manifest for candidate in accepted], ledger=ledger)
-    for path in set(modules) - {path for path, _ in sites}:
-        why = _why(store, found, path, fingerprints[path])
-        fall_back(modules[path], path, on_miss=on_miss, jit=jit.compiled, why=why, ledger=ledger)
-    for (path, _), site in sites.items():
-        policy = Policy(path, target.device, on_miss, jit.compiled, ledger)
-        put(site.module, Dispatcher(forward_of(site.module), site.module, site.graphs, site.kind, policy))
+    served: dict[tuple[str, str], Site] = {}
+    for candidate in accepted:
+        _open(candidate, store, modules=modules, served=served, ledger=ledger)
+    try:
+        for path in set(modules) - {path for path, _ in served} - optional:
+            why = _why(store, found, path, fingerprints[path])
+            fall_back(modules[path], path, on_miss=on_miss, jit=jit.compiled, why=why, ledger=ledger)
+    except Miss:
+        release()
+        raise
+    for (path, _), site in served.items():
+        site.serve(Policy(path, target.device, on_miss, jit.compiled, ledger))
+    return release
 
 
 def _open(
-    candidate: Candidate, store: Store, *, modules: Mapping[str, nn.Module], sites: dict[tuple[str, str], Site], ledger: Ledger
+    candidate: Candidate, store: Store, *, modules: Mapping[str, nn.Module], served: dict[tuple[str, str], Site], ledger: Ledger
 ) -> None:
-    """Add one artifact's graphs to the sites; a graph that a newer artifact brought stays."""
+    """Add one artifact's graphs to those served; a graph that a newer artifact brought stays."""
     assert isinstance(candidate.verdict, Accepted)
     try:
         book, graphs = open_graphs(store, candidate.digest, candidate.manifest, ledger)
@@ -72,11 +111,10 @@ def _open(
         set_aside(store, error)
         return
     for path, built in candidate.verdict.components.items():
-        for graph in graphs:
-            if graph.entry.component == built:
-                for inner in graph.entry.paths:
-                    site = sites.setdefault((path, inner), Site(modules[path].get_submodule(inner), book.kinds[graph.entry.kind]))
-                    site.graphs.setdefault(graph.entry.signature, graph)
+        for (_, inner), site in sites(book, graphs, {built: modules[path]}).items():
+            there = served.setdefault((path, inner), site)
+            if there is not site:
+                there.graphs.extend(site.graphs)
 
 
 def _why(store: Store, found: list[Candidate], path: str, live: Fingerprint) -> str:

@@ -9,38 +9,34 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import aot
+from aot.capture import in_dtype
 from aot.certificate import compare
+from aot.measurement import Way
 from aot.nexfort import PIPELINE_COMPONENTS
 from aot.plan import SEED, make_plan, prepare
 from aot.process import Parent
 from aot.recipe import Recipe
 from aot.request import Request
+from aot.settings import claim, complete
 from aot.signature import Signature
 
 STEADY_SECONDS = 2.0  # how long one round of steady-state calls lasts, at least
 STEADY_CALLS = 5  # and how many calls of each kind it makes, at least
 
 
-class Way(StrEnum):
-    """A way to get from a pipeline to its first outputs."""
-
-    EAGER = "eager"
-    COLD = "cold"
-    JIT_WARM = "jit-warm"
-    ARTIFACT = "artifact"
-
-
 def save_calls(recipe: Recipe, request: Request, message: Mapping[str, Any], parent: Parent) -> None:
     """Write the pipeline's calls to a file: capturing them in the measured processes would warm those up."""
     plan = make_plan(recipe, request)
-    calls = [{"component": call.component, "signature": call.signature.to_json(), "tensors": call.tensors} for call in plan.calls]
+    calls = [
+        {"component": call.component, "signature": call.signature.to_json(), "tensors": call.tensors, "dtype": call.dtype}
+        for call in plan.calls
+    ]
     torch.save(calls, message["calls"])
     parent.tell("done")
 
@@ -48,6 +44,7 @@ def save_calls(recipe: Recipe, request: Request, message: Mapping[str, Any], par
 def measure(recipe: Recipe, request: Request, message: Mapping[str, Any], parent: Parent) -> None:
     """Start up, then serve the parent's orders: `round` for steady-state times, `pipeline` for the seeds' figures, `stop`."""
     way = Way(message["way"])
+    claim("this bench", complete(request.options.process))  # eager too is measured as the mode has it
     with torch.no_grad():
         pipeline, modules = prepare(recipe, request)
         calls = [_Call(item, modules) for item in torch.load(message["calls"], weights_only=True)]
@@ -76,15 +73,16 @@ class _Call:
 
     def __init__(self, item: Mapping[str, Any], modules: Mapping[str, torch.nn.Module]) -> None:
         signature = Signature.from_json(item["signature"])
-        self._module = modules[item["component"]]
+        self._module, self._dtype = modules[item["component"]], item["dtype"]
         self._args, self._kwargs = signature.call(item["tensors"])
         self.name = f"{item['component']} {signature}"
         self.output: Any = None
 
     def timed(self) -> float:
-        started = time.perf_counter()
-        self.output = self._module(*self._args, **self._kwargs)
-        return time.perf_counter() - started
+        with in_dtype(self._module, self._dtype):
+            started = time.perf_counter()
+            self.output = self._module(*self._args, **self._kwargs)
+            return time.perf_counter() - started
 
 
 def _import(way: Way) -> None:
@@ -106,7 +104,7 @@ def _serve(recipe: Recipe, request: Request, pipeline: Any, calls: list[_Call], 
         if order == "round":
             parent.tell("round", median_s=[_steady(call) for call in calls])
         else:
-            arguments = recipe.call(pipeline, request.shapes[0], message["steps"], SEED)
+            arguments = recipe.call(pipeline, request.examples(recipe)[0], message["steps"], SEED)
             with _step_times(pipeline.scheduler) as times:
                 started = time.perf_counter()
                 pipeline(**arguments)

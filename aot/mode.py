@@ -12,13 +12,17 @@ Setting: TypeAlias = bool | int | float | str
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One mode word: the Inductor configuration and the process-wide settings it stands for."""
+    """One mode word: what it does and costs, the Inductor configuration and the process-wide settings it stands for."""
 
     does: str
+    costs: str
     inductor: Mapping[str, Setting] = field(default_factory=dict)
     process: Mapping[str, bool] = field(default_factory=dict)
-    not_in_artifact: str = ""  # why an artifact cannot hold it, and what comes nearest
+    device: str = ""  # the only device it can be built for; empty: any
+    reason: str = ""  # why no other
 
+
+LOW_PRECISION, FREEZING, CUDAGRAPHS = "low-precision", "freezing", "cudagraphs"
 
 TF32 = {
     "cuda.matmul.allow_tf32": True,
@@ -29,36 +33,44 @@ TF32 = {
 
 # The mapping and its reasons: nexfort's documentation of its modes, read against torch 2.13's Inductor configuration.
 WORDS: Mapping[str, Word] = {
-    "cache-all": Word("keep everything that was compiled: the artifact itself, and Inductor's caches, on by default"),
-    "max-autotune": Word("search for the best kernels", inductor={"max_autotune": True}),
+    "cache-all": Word(
+        "keep everything that was compiled: the artifact itself, and Inductor's caches, on by default", "a cache layer beside the graphs"
+    ),
+    "max-autotune": Word(
+        "search for the best kernels", "minutes of timing kernels at build, on the GPU itself", inductor={"max_autotune": True}
+    ),
     "max-optimize": Word(
         "search further: tiles by coordinate descent, several kernels a fusion, Triton beside the library's matmuls",
+        "as max-autotune, several times over",
         inductor={
             "coordinate_descent_tuning": True,
             "triton.multi_kernel": 1,
             "max_autotune_gemm_backends": "TRITON,ATEN",
         },
     ),
-    "cudagraphs": Word(
-        "record the kernel launches once, replay them at each call",
+    CUDAGRAPHS: Word(
+        "record the kernel launches at a call's second time, replay them at the next",
+        "recorded again at every start, never in an artifact; memory for each recorded call's inputs and outputs",
         inductor={"triton.cudagraphs": True},
-        not_in_artifact="a CUDA graph is recorded at every start and this version cannot record one around a loaded graph; "
-        "leave the word out",
+        device="cuda",
+        reason="a CPU launches no kernels to record; leave the word out",
     ),
-    "freezing": Word(
+    FREEZING: Word(
         "fold the weights into the code as constants",
+        "an artifact as large as the weights, of use to these weights only: their digest is in the key, and taken at every load",
         inductor={"freezing": True},
-        not_in_artifact="this version's artifacts take their weights from the live model; leave the word out",
     ),
-    "benchmark": Word("let cuDNN time its convolutions", process={"cudnn.benchmark": True}),
-    "low-precision": Word(
+    "benchmark": Word("let cuDNN time its convolutions", "seconds at each new size, in every process", process={"cudnn.benchmark": True}),
+    LOW_PRECISION: Word(
         "TF32 matmuls and convolutions, reduced-precision reductions, fast math",
+        "accuracy: the build accepts a relative L2 error of 2e-2",
         inductor={"use_fast_math": True},
         process=TF32,
     ),
-    "jit": Word("nothing today: nexfort's quick compile; `--scope regional` is the fast-compile choice"),
+    "jit": Word("nothing today: nexfort's quick compile; `--scope regional` is the fast-compile choice", "nothing"),
     "disable-runtime-fusion": Word(
         "compile each operation by itself",
+        "speed at run time",
         inductor={"max_fusion_size": 1, "epilogue_fusion": False, "prologue_fusion": False},
     ),
 }
@@ -113,11 +125,22 @@ class Mode:
         """Settings below `torch.backends` that hold for the whole process."""
         return {name: value for word in reversed(self.words) for name, value in WORDS[word].process.items()}
 
-    def check_artifact(self) -> None:
-        """Raises Unsupported, with the reason, when an artifact cannot hold this mode."""
+    @property
+    def freezing(self) -> bool:
+        """Whether weights are constants of the code."""
+        return FREEZING in self.words
+
+    @property
+    def cudagraphs(self) -> bool:
+        """Whether the launches of a loaded graph are recorded and replayed."""
+        return CUDAGRAPHS in self.words
+
+    def check_artifact(self, device: str) -> None:
+        """Raises Unsupported, with the reason, when no artifact for `device` can have this mode."""
         for word in self.words:
-            if reason := WORDS[word].not_in_artifact:
-                raise Unsupported(f"mode word {word!r} cannot be built into an artifact.", remedy=f"{reason}.")
+            needs = WORDS[word]
+            if needs.device and needs.device != device:
+                raise Unsupported(f"mode word {word!r} cannot be built for {device}.", remedy=f"{needs.reason}.")
 
 
 def parse_options(options: Mapping[str, Setting]) -> tuple[dict[str, Setting], dict[str, bool]]:

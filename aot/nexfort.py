@@ -13,13 +13,15 @@ from aot.capture import component
 from aot.choice import choice
 from aot.dispatch import OnMiss
 from aot.environment import GRAPH_CACHE
-from aot.errors import BadInput, Miss
+from aot.errors import BadInput, Conflict, Miss
 from aot.fusion import fuse_qkv, split_qkv
-from aot.inductor import apply_process_settings, jit
+from aot.inductor import jit
+from aot.ip_adapter import live_scale
 from aot.ledger import Ledger, close_ledger, open_ledger
-from aot.load import attach, fall_back, forward_of, put, take_away
+from aot.load import Wish, attach, fall_back, forward_of, put, take_away
 from aot.memory_format import to_channels_last
 from aot.options import Options
+from aot.settings import claim
 from aot.target import Target
 from cache_store.errors import CodedError
 from cache_store.location import open_store
@@ -30,6 +32,8 @@ P = TypeVar("P")
 T = TypeVar("T")
 
 PIPELINE_COMPONENTS = ("transformer", "unet", "vae.decoder")  # what compile_pipe compiles, where a pipeline has it
+# these only from an artifact that has them: an encoder runs once a prompt, and to compile it would cost more than it saves
+OPTIONAL_COMPONENTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
 _UNDO = "_aot_undo"
 
 OptionsLike: TypeAlias = Options | Mapping[str, Any] | str | None
@@ -42,12 +46,13 @@ def compile(module: M, *, options: OptionsLike = None, on_miss: str = "compile",
     reads no artifact; `1` reads the local store; any other value is a store's location. `on_miss` says what serves a call
     that no graph serves: `compile`, `eager` or `error`. Loading an artifact runs its author's code.
 
-    Raises BadInput for options that cannot be understood; under `on_miss="error"` Miss, here or at a call. Nothing else is
-    raised for a store or artifact that is absent, refused or damaged: it is logged once and counted in `aot.stats()`.
+    Raises BadInput for options that cannot be understood; Conflict when something compiled before in this process needs the
+    opposite of a process setting (TF32, cuDNN's benchmark) that this mode needs; under `on_miss="error"` Miss, here or at a
+    call. Nothing else is raised for a store or artifact that is absent, refused or damaged: it is logged once and counted in `aot.stats()`.
     """
     choice(backend, known=("nexfort",), field="backend")
     parsed = Options.parse(options)
-    _compile({"module": restore(module)}, parsed, on_miss)
+    _compile({"module": restore(module)}, parsed, on_miss, {})
     return module
 
 
@@ -62,6 +67,9 @@ def compile_pipe(
 ) -> P:
     """Compile the denoiser and the VAE decoder of a diffusers pipeline in place and return the pipeline. See `compile`.
 
+    Text and image encoders are served too where an artifact has them, and are otherwise left as they are. The scale of an
+    IP-Adapter stays live: `set_ip_adapter_scale` takes floats, and float32 tensors that may then be changed in place.
+
     `fuse_qkv_projections` fuses the attention projections of the denoiser first. `ignores` names components to leave alone.
     """
     choice(backend, known=("nexfort",), field="backend")
@@ -75,13 +83,16 @@ def compile_pipe(
         restore(module)
         if fuse_qkv_projections and fuse_qkv(module):
             _on_restore(module, partial(split_qkv, module))
-    _compile(modules, parsed, on_miss)
+    # under freezing the weights of every module looked at are read in full: not those of encoders that nobody froze
+    optional = {} if parsed.mode.freezing else components(pipe, ignores, OPTIONAL_COMPONENTS)
+    _compile(modules, parsed, on_miss, optional)
     return pipe
 
 
 def restore(compiled: T) -> T:
     """Undo `compile` or `compile_pipe` in place: forwards, fused projections, memory format. Fine where nothing was done."""
-    modules = [compiled] if isinstance(compiled, nn.Module) else components(compiled, ()).values()
+    paths = (*PIPELINE_COMPONENTS, *OPTIONAL_COMPONENTS)
+    modules = [compiled] if isinstance(compiled, nn.Module) else components(compiled, (), paths).values()
     for module in modules:
         take_away(module)
         for undo in reversed(module.__dict__.pop(_UNDO, [])):
@@ -89,42 +100,47 @@ def restore(compiled: T) -> T:
     return compiled
 
 
-def components(pipe: Any, ignores: tuple[str, ...]) -> dict[str, nn.Module]:
+def components(pipe: Any, ignores: tuple[str, ...], paths: tuple[str, ...] = PIPELINE_COMPONENTS) -> dict[str, nn.Module]:
     """What `compile_pipe` compiles of `pipe`, by path."""
-    found = {}
-    for path in PIPELINE_COMPONENTS:
-        if getattr(pipe, path.split(".")[0], None) is not None and path not in ignores:
-            found[path] = component(pipe, path)
-    return found
+    present = [path for path in paths if getattr(pipe, path.split(".")[0], None) is not None]
+    return {path: component(pipe, path) for path in present if path not in ignores}
 
 
-def _compile(modules: dict[str, nn.Module], options: Options, on_miss: str) -> None:
+def _compile(modules: dict[str, nn.Module], options: Options, on_miss: str, optional: Mapping[str, nn.Module]) -> None:
     policy = OnMiss(choice(on_miss, known=list(OnMiss), field="on_miss"))
+    location = os.environ.get(GRAPH_CACHE, "0")
     ledger = open_ledger(tuple(modules))
     for module in modules.values():
+        if undo := live_scale(module):
+            _on_restore(module, undo)
         if options.memory_format == "channels_last":
             _on_restore(module, to_channels_last(module))
         _on_restore(module, partial(close_ledger, ledger))
-    apply_process_settings(options.process)
-    location = os.environ.get(GRAPH_CACHE, "0")
     if location in ("", "0"):
+        release = claim(f"the {options.mode.title} compilation of {', '.join(modules)}", options.process)
         for module in modules.values():
             put(module, jit(forward_of(module), options))
     else:
-        _load(modules, location, options, policy, ledger)
+        release = _load(modules, optional, location, options, policy, ledger)
+    for module in modules.values():
+        _on_restore(module, release)
 
 
-def _load(modules: dict[str, nn.Module], location: str, options: Options, on_miss: OnMiss, ledger: Ledger) -> None:
+def _load(
+    modules: dict[str, nn.Module], optional: Mapping[str, nn.Module], location: str, options: Options, on_miss: OnMiss, ledger: Ledger
+) -> Callable[[], None]:
     device = next((weight.device.type for module in modules.values() for weight in module.parameters()), "cpu")
     try:
         store = open_store(str(default_root(os.environ)) if location == "1" else location)
-        attach(modules, store, options=options, target=Target.detect(device), on_miss=on_miss, ledger=ledger)
-    except Miss:
+        wish = Wish(options, Target.detect(device), on_miss, frozenset(optional))
+        return attach({**modules, **optional}, store, wish=wish, ledger=ledger)
+    except (Miss, Conflict):
         raise
     except CodedError as error:  # a store, device or torch that cannot be used costs a compile, not the service
         why = f"{error.code} {error.message.rstrip('.')}"
         for path, module in modules.items():
             fall_back(module, path, on_miss=on_miss, jit=partial(jit, options=options), why=why, ledger=ledger)
+        return claim(f"the {options.mode.title} compilation of {', '.join(modules)}", options.process)
 
 
 def _on_restore(module: nn.Module, undo: Callable[[], None]) -> None:

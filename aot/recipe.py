@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aot.choice import choice
 from aot.errors import BadInput
+from aot.example import Example
 from aot.shape import Shape
 
 if TYPE_CHECKING:
@@ -16,17 +17,50 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 SCOPES = ("whole", "regional")
+BOUNDS = (64, 2048)  # pixels a side, of dynamic graphs: beyond, an index of a GPU kernel may need more than 32 bits
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Sizes that one dynamic graph serves: both sides multiples of `divisor`, in pixels.
+
+    `unless` leaves out those where both sides are multiples of it too: the model computes them in another way.
+    """
+
+    divisor: int
+    unless: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.divisor} unless {self.unless}" if self.unless else str(self.divisor)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The least and most of a side, in units of the divisor.
+
+        A level of one pixel is computed in another way too: with `unless`, the least side is beyond one of it.
+        """
+        return max(-(-BOUNDS[0] // self.divisor), 2, self.unless // self.divisor + 1), BOUNDS[1] // self.divisor
+
+    def holds(self, shape: Shape) -> bool:
+        """Whether the dynamic graph of this bucket serves `shape`."""
+        least, most = self.bounds
+        sides = (shape.height, shape.width)
+        divides = all(side % self.divisor == 0 and least <= side // self.divisor <= most for side in sides)
+        return divides and not (self.unless and all(side % self.unless == 0 for side in sides))
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
     """A part of the pipeline that is compiled: `path` is its dotted name there.
 
-    `blocks` are the names of its lists of repeated blocks; with none, regional scope compiles it whole.
+    `blocks` are the class names of its repeated blocks; with none, regional scope compiles it whole. `optional`: only where
+    asked for by name. `buckets` are its dynamic graphs; with none, there is one of the recipe's divisor.
     """
 
     path: str
     blocks: tuple[str, ...] = ()
+    optional: bool = False
+    buckets: tuple[Bucket, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +71,16 @@ class Variant:
     configs: Mapping[str, Mapping[str, Any]]
     shape: Shape  # the size built when none is asked for
     steps: int
+    frames: int = 0  # of a video: the length that the model's positions are for
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """A pipeline, its components, and how to make and call it.
 
-    `make(variant, dtype)` returns the pipeline with seeded random weights; `load(path_or_repo, dtype)` one with real
-    weights; `call(pipeline, shape, steps, seed)` the keyword arguments of one call of either, text already embedded.
+    `make(variant, components)` returns the pipeline with random weights in float32, and those of its optional parts that
+    `components` name; `load(path_or_repo, dtype, components)` one with real weights; `call(pipeline, example, steps, seed)`
+    the keyword arguments of one call of either, the prompt embedded unless the pipeline has text encoders.
     """
 
     name: str
@@ -53,20 +89,27 @@ class Recipe:
     min_steps: int
     components: tuple[Component, ...]
     variants: Mapping[str, Variant]
-    make: Callable[[Variant, torch.dtype], DiffusionPipeline]
-    load: Callable[[str, torch.dtype], DiffusionPipeline]
-    call: Callable[[DiffusionPipeline, Shape, int, int], dict[str, Any]]
+    make: Callable[[Variant, tuple[str, ...]], DiffusionPipeline]
+    load: Callable[[str, torch.dtype, tuple[str, ...]], DiffusionPipeline]
+    call: Callable[[DiffusionPipeline, Example, int, int], dict[str, Any]]
+    fuse_qkv: bool = True  # whether the denoiser's attention projections can be fused
+    seed_shapes: tuple[Shape, ...] = ()  # what `--shapes seed` stands for
 
     def variant(self, name: str) -> Variant:
         """Raises BadInput naming the known variants."""
         return self.variants[choice(name, known=self.variants, field=f"--variant of {self.name}")]
 
     def pick(self, paths: tuple[str, ...]) -> tuple[Component, ...]:
-        """The components at `paths`, or all when none is named. Raises BadInput naming the known ones."""
+        """The components at `paths`; when none is named, all but the optional ones. Raises BadInput naming the known ones."""
         known = {component.path: component for component in self.components}
-        return tuple(known[choice(path, known=known, field="--components")] for path in paths) or self.components
+        usual = tuple(component for component in self.components if not component.optional)
+        return tuple(known[choice(path, known=known, field="--components")] for path in paths) or usual
 
-    def pipeline(self, variant: Variant, *, dtype: str, weights: str | None) -> DiffusionPipeline:
+    def buckets(self, component: Component) -> tuple[Bucket, ...]:
+        """The sizes that the dynamic graphs of `component` serve."""
+        return component.buckets or (Bucket(self.divisor),)
+
+    def pipeline(self, variant: Variant, *, dtype: str, weights: str | None, components: tuple[str, ...] = ()) -> DiffusionPipeline:
         """The pipeline, ready to run: real weights when `weights` says where, else the variant with seeded random ones.
 
         Raises BadInput when there is no such folder or repository.
@@ -74,10 +117,13 @@ class Recipe:
         import torch
 
         kind: torch.dtype = getattr(torch, dtype)
-        if weights is None:
-            return self.make(variant, kind)
+        pipeline = self.make(variant, components) if weights is None else self._loaded(weights, kind, components)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline if weights or kind == torch.float32 else pipeline.to(dtype=kind)
+
+    def _loaded(self, weights: str, dtype: torch.dtype, components: tuple[str, ...]) -> DiffusionPipeline:
         try:
-            return self.load(weights, kind)
+            return self.load(weights, dtype, components)
         except (OSError, ValueError) as error:
             looked = "folder" if Path(weights).exists() else "folder or reachable repository"
             raise BadInput(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -41,9 +42,7 @@ def page(ledger: StartupLedger) -> str:
             f"<p>{escape(ledger.machine['target'])}, {ledger.machine['cores']} cores; {escape(shapes)}, {request.dtype}, mode "
             f"{escape(request.options.mode.title)}, scope {request.scope}. Seconds from a pipeline with its weights to the first "
             "output of every component; imports and weights excluded.</p>",
-            f"<p><b>{ratios['cold_over_artifact']:.0f}×</b> quicker than a cold compile, "
-            f"<b>{ratios['jit_warm_over_artifact']:.0f}×</b> than a warm one, "
-            f"<b>{ratios['artifact_minus_eager_s']:+.3f} s</b> against eager.</p>",
+            f"<p>{_quicker(ratios)}<b>{ratios['artifact_minus_eager_s']:+.3f} s</b> against eager.</p>",
             "<h2>Every way</h2>",
             *_bars(list(ledger.accounts.values())),
             "<h2>Eager and artifact, enlarged</h2>",
@@ -81,3 +80,9 @@ def _bar(account: Account, longest: float) -> str:
 def _table(rows: list[tuple[str, str]]) -> str:
     cells = "".join(f"<tr><td>{escape(name)}</td><td class=right>{escape(value)}</td></tr>" for name, value in rows)
     return f"<table>{cells}</table>"
+
+
+def _quicker(ratios: Mapping[str, float]) -> str:
+    """By how much the artifact starts sooner than each compiled way that was measured."""
+    compiled = {"cold_over_artifact": "than a cold compile", "jit_warm_over_artifact": "than a warm one"}
+    return "".join(f"<b>{ratios[name]:.0f}×</b> quicker {what}, " for name, what in compiled.items() if name in ratios)

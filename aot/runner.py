@@ -1,17 +1,19 @@
 """Runner: the C++ runner of an AOTInductor library, without the package around it and without Inductor.
 
-Private names of torch, checked on 2.15.0: `torch._C._aoti.AOTIModelContainerRunnerCpu`.
+Private names of torch, checked on 2.15.0: `torch._C._aoti.AOTIModelContainerRunnerCpu`; `…Cuda` was read there and not run.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from aot.book import GraphEntry
+from aot.cudagraph import Recorder, Replayed, Run
 from aot.errors import LoadFailed
 from aot.signature import fill
 
@@ -25,15 +27,19 @@ class Graph:
 
     __slots__ = ("entry", "hits", "run_flat")
 
-    def __init__(self, entry: GraphEntry, library: Path) -> None:
+    def __init__(self, entry: GraphEntry, library: Path, *, device: str = "cpu", cudagraphs: bool = False) -> None:
         """Raises LoadFailed when the library cannot be opened by this process."""
         os.environ[_CHECK_INPUTS] = "1"
         try:
-            self.run_flat = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
+            self.run_flat: Run = _runner(library, device, single_threaded=cudagraphs).run
         except RuntimeError as error:
             raise LoadFailed(f"{entry.file}: {str(error).splitlines()[0]}", remedy="build it again with `aot build --rebuild`.") from error
         self.entry = entry
         self.hits = 0
+
+    def replay(self, recorder: Recorder, spent: Callable[[float], None]) -> None:
+        """From now on record the launches of each call's shape once, and replay them."""
+        self.run_flat = Replayed(self.run_flat, inputs=len(self.entry.signature.specs), recorder=recorder, spent=spent)
 
     def __deepcopy__(self, _: dict[int, Any]) -> Graph:
         """Shared: a library keeps nothing of a call, so copies of a model use one."""
@@ -50,3 +56,11 @@ class Graph:
         if self.entry.outputs == ("tuple", ("tensor",)):  # every denoiser, at every step
             return (outputs[0],)
         return fill(self.entry.outputs, iter(outputs))
+
+
+def _runner(library: Path, device: str, *, single_threaded: bool) -> Any:
+    """`single_threaded` leaves out the container's own locks and events, which a stream that is being recorded refuses."""
+    if device == "cuda":
+        here = f"cuda:{torch.cuda.current_device()}"
+        return torch._C._aoti.AOTIModelContainerRunnerCuda(str(library), 1, here, "", single_threaded)  # type: ignore[call-overload]
+    return torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)

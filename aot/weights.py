@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from operator import getitem
+import hashlib
+from operator import attrgetter, getitem
 from typing import Any, Self
 
 import torch
 from torch import nn
 
 from aot.signature import TensorSpec
+from cache_store.canonical import encode
+from cache_store.digest import Digest
 
 
 class LiveWeights:
@@ -55,3 +58,47 @@ class LiveWeights:
 
     def specs(self) -> list[TensorSpec]:
         return [TensorSpec.of(tensor) for tensor in self.tensors() or ()]
+
+    def digest(self) -> Digest:
+        """That of every weight's name, shape, dtype and bytes: what an artifact with the weights inside was made of. Reads them all."""
+        found = hashlib.sha256()
+        for name, tensor in zip(self.names, self.tensors() or (), strict=True):
+            found.update(encode([name, list(tensor.shape), str(tensor.dtype)]))
+            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return Digest(found.hexdigest())
+
+
+class FrozenWeights:
+    """The weights as they were when a graph that has them inside was loaded."""
+
+    __slots__ = ("_dtypes", "_identities", "_places", "_tensors", "_versions")
+
+    def __init__(self, tensors: list[torch.Tensor]) -> None:
+        self._tensors = tensors  # kept: an identity could be given to another tensor once this one is gone
+        self._identities, self._versions = list(map(id, tensors)), _versions(tensors)
+        self._dtypes, self._places = _dtypes(tensors), _places(tensors)
+
+    def still(self, tensors: list[torch.Tensor]) -> bool:
+        """Whether these are the same tensors, nobody wrote to one since, and none was given other memory.
+
+        Weights in another dtype than at loading are elsewhere by necessity: a pipeline that raises its VAE to float32 for the
+        time of decoding has not changed them.
+        """
+        same = list(map(id, tensors)) == self._identities and _versions(tensors) == self._versions
+        return same and (_dtypes(tensors) != self._dtypes or _places(tensors) == self._places)
+
+
+def _versions(tensors: list[torch.Tensor]) -> list[int]:
+    """How often each was written to; those made under inference mode are not counted by torch, and are read-only outside."""
+    try:
+        return list(map(attrgetter("_version"), tensors))
+    except RuntimeError:
+        return []
+
+
+def _dtypes(tensors: list[torch.Tensor]) -> list[torch.dtype]:
+    return list(map(attrgetter("dtype"), tensors))
+
+
+def _places(tensors: list[torch.Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]

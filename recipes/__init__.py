@@ -2,9 +2,13 @@
 
 from aot.choice import choice
 from aot.recipe import Recipe
+from recipes.latte import LATTE
 from recipes.pixart import PIXART_ALPHA
+from recipes.sd3 import SD3
+from recipes.sd21 import SD21
+from recipes.sdxl import SDXL, SDXL_IP_ADAPTER
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PIXART_ALPHA,)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PIXART_ALPHA, LATTE, SD21, SDXL, SDXL_IP_ADAPTER, SD3)}
 
 
 def find(name: str) -> Recipe:

@@ -9,6 +9,10 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+# The VAE of every `small` and `tiny` row. 32 channels in 32 groups: with 64, Inductor's group norm over two channels at a
+# time is many times slower than anything around it, and a bench would measure that.
+SMALL_VAE: Mapping[str, Any] = {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}
+
 
 def published(name: str) -> dict[str, Any]:
     """The config `configs/<name>.json`, without the keys that only say who wrote it; `configs/SOURCES.json` says where it is from."""
@@ -18,7 +22,11 @@ def published(name: str) -> dict[str, Any]:
     return {key: value for key, value in json.loads(text).items() if not key.startswith("_")}
 
 
-def instantiate(kind: type[T], config: Mapping[str, Any]) -> T:
-    """An object of `kind` from the keys of `config` that it takes: some were written for the class before it was split."""
+def instantiate(kind: type[T], name: str, overrides: Mapping[str, Any] | None = None) -> T:
+    """A model or scheduler of the published config `name`, a row's `overrides` over it; keys that its class has not are left out.
+
+    Some configs were written for a class before it was split.
+    """
     known = inspect.signature(kind).parameters
+    config = {**published(name), **(overrides or {})}
     return kind(**{key: value for key, value in config.items() if key in known})

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aot.example import Example
 from aot.recipe import Component, Recipe, Variant
 from aot.shape import Shape
-from recipes.config import instantiate, published
+from recipes import text
+from recipes.config import SMALL_VAE, instantiate
+from recipes.seeds import SQUARES
 
 if TYPE_CHECKING:
     import torch
@@ -15,53 +18,60 @@ if TYPE_CHECKING:
 PROMPT_TOKENS = 120  # PixArtAlphaPipeline's max_sequence_length
 
 
-def make(variant: Variant, dtype: torch.dtype) -> PixArtAlphaPipeline:
-    """The pipeline with random weights; seed torch before. Text encoder and tokenizer are left out: prompts come embedded."""
-    import torch
+def make(variant: Variant, components: tuple[str, ...]) -> PixArtAlphaPipeline:
+    """The pipeline with random weights; seed torch before. Without text encoder and tokenizer unless `components` names one."""
     from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 
-    overrides = variant.configs
-    pipeline = PixArtAlphaPipeline(
-        tokenizer=None,
-        text_encoder=None,
-        vae=instantiate(AutoencoderKL, {**published("pixart.vae"), **overrides.get("vae", {})}).eval(),
-        transformer=instantiate(PixArtTransformer2DModel, {**published("pixart.transformer"), **overrides.get("transformer", {})}).eval(),
-        scheduler=instantiate(DPMSolverMultistepScheduler, published("pixart.scheduler")),
+    row = variant.configs
+    with_text = text.wanted(components)
+    return PixArtAlphaPipeline(
+        tokenizer=text.tokenizer(PROMPT_TOKENS) if with_text else None,
+        text_encoder=text.t5("pixart.text_encoder", row.get("text_encoder")) if with_text else None,
+        vae=instantiate(AutoencoderKL, "pixart.vae", row.get("vae")).eval(),
+        transformer=instantiate(PixArtTransformer2DModel, "pixart.transformer", row.get("transformer")).eval(),
+        scheduler=instantiate(DPMSolverMultistepScheduler, "pixart.scheduler"),
     )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline if dtype == torch.float32 else pipeline.to(dtype=dtype)
 
 
-def load(weights: str, dtype: torch.dtype) -> PixArtAlphaPipeline:
+def load(weights: str, dtype: torch.dtype, components: tuple[str, ...]) -> PixArtAlphaPipeline:
     """The pipeline with the weights of a folder or repository."""
     from diffusers import PixArtAlphaPipeline
 
-    pipeline = PixArtAlphaPipeline.from_pretrained(weights, torch_dtype=dtype, text_encoder=None, tokenizer=None)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    without = {} if text.wanted(components) else {"text_encoder": None, "tokenizer": None}
+    return PixArtAlphaPipeline.from_pretrained(weights, torch_dtype=dtype, **without)
 
 
-def call(pipeline: PixArtAlphaPipeline, shape: Shape, steps: int, seed: int) -> dict[str, Any]:
-    """One image. Resolution binning is off: with it the pipeline computes another size than the one asked for."""
+def call(pipeline: PixArtAlphaPipeline, example: Example, steps: int, seed: int) -> dict[str, Any]:
+    """Resolution binning is off: with it the pipeline computes another size than the one asked for."""
     import torch
 
-    weight = next(pipeline.transformer.parameters())
     generator = torch.Generator().manual_seed(seed)
-    size = (1, PROMPT_TOKENS, pipeline.transformer.config.caption_channels)
-    embedded, negative = (torch.randn(size, generator=generator).to(weight) for _ in range(2))
-    mask = torch.ones(1, PROMPT_TOKENS, dtype=torch.int64, device=weight.device)
     return {
-        "prompt_embeds": embedded,
-        "prompt_attention_mask": mask,
-        "negative_prompt": None,
-        "negative_prompt_embeds": negative,
-        "negative_prompt_attention_mask": mask,
-        "height": shape.height,
-        "width": shape.width,
+        **_prompt(pipeline, example.batch, generator),
+        "guidance_scale": 4.5 if example.guided else 1.0,
+        "height": example.shape.height,
+        "width": example.shape.width,
         "num_inference_steps": steps,
         "generator": generator,
         "use_resolution_binning": False,
         "output_type": "pt",
+    }
+
+
+def _prompt(pipeline: PixArtAlphaPipeline, batch: int, generator: torch.Generator) -> dict[str, Any]:
+    import torch
+
+    if pipeline.text_encoder is not None:
+        return {"prompt": [text.PROMPT] * batch, "clean_caption": False}
+    weight = next(pipeline.transformer.parameters())
+    size = (batch, PROMPT_TOKENS, pipeline.transformer.config.caption_channels)
+    mask = torch.ones(batch, PROMPT_TOKENS, dtype=torch.int64, device=weight.device)
+    return {
+        "prompt_embeds": text.embedded(size, weight, generator),
+        "prompt_attention_mask": mask,
+        "negative_prompt": None,
+        "negative_prompt_embeds": text.embedded(size, weight, generator),
+        "negative_prompt_attention_mask": mask,
     }
 
 
@@ -70,7 +80,13 @@ PIXART_ALPHA = Recipe(
     about="PixArt-alpha XL/2, text to image",
     divisor=16,  # the VAE's 8, the transformer's patches of 2
     min_steps=2,  # one step takes another branch of the pipeline, and fails there
-    components=(Component("transformer", blocks=("transformer_blocks",)), Component("vae.decoder")),
+    components=(
+        Component("transformer", blocks=("BasicTransformerBlock",)),
+        Component("vae.decoder"),
+        Component("text_encoder", optional=True),
+    ),
+    fuse_qkv=True,
+    seed_shapes=SQUARES,
     variants={
         "full": Variant("the published 28 layers of width 1152", {}, shape=Shape(1024, 1024), steps=20),
         "small": Variant(
@@ -84,7 +100,8 @@ PIXART_ALPHA = Recipe(
                     "caption_channels": 96,
                     "sample_size": 32,
                 },
-                "vae": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
+                "vae": SMALL_VAE,
+                "text_encoder": text.T5_SMALL,
             },
             shape=Shape(256, 256),
             steps=20,
@@ -100,7 +117,8 @@ PIXART_ALPHA = Recipe(
                     "caption_channels": 32,
                     "sample_size": 8,
                 },
-                "vae": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
+                "vae": SMALL_VAE,
+                "text_encoder": text.T5_TINY,
             },
             shape=Shape(64, 64),
             steps=4,

@@ -1,10 +1,11 @@
-"""One real artifact a session: PixArt-alpha tiny at two sizes, compiled once and shared by every test that loads."""
+"""Real artifacts, compiled once a session and shared by every test that loads: PixArt-alpha tiny at two sizes, and one of each recipe."""
 
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -26,11 +27,41 @@ def request_for(**changes: Any) -> Request:
 def quiet(_: str) -> None: ...
 
 
+# what the tests of recipes load: each once a session, whole or regional by turns. `scripts/matrix.py` has every combination
+ARTIFACTS: dict[str, dict[str, Any]] = {
+    "pixart-alpha": {"shapes": SHAPES},
+    "sdxl": {"shapes": (Shape(64, 64),), "options": Options.parse({"dynamic": True})},
+    "sdxl-ip-adapter": {"shapes": (Shape(64, 64),), "scope": "regional", "components": ("unet", "image_encoder")},
+    "sd21": {"shapes": (Shape(128, 128),), "scope": "regional"},
+    "latte": {"shapes": (Shape(64, 64),), "scope": "regional"},
+    "sd3": {"shapes": (Shape(64, 64),), "components": ("transformer", "vae.decoder", "text_encoder")},
+}
+Artifact: TypeAlias = tuple[LocalStore, Built]
+
+
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalStore, Built]:
-    """The artifact, in a store that no test may change."""
-    store = LocalStore(tmp_path_factory.mktemp("session") / "home")
-    return store, build(request_for(), store, progress=quiet, environ=os.environ)
+def artifacts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Artifact]]:
+    """The artifact of a recipe, in a store that no test may change.
+
+    Builds run two at a time, and those that a collected test needs begin with the first: they are most of the tests' time.
+    """
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        home = tmp_path_factory.mktemp("recipes") / "home"
+
+        def made(name: str) -> Artifact:
+            store = LocalStore(tmp_path_factory.mktemp("session") / "home" if name == "pixart-alpha" else home)
+            row = ARTIFACTS[name] if name == "pixart-alpha" else {**ARTIFACTS[name], "cache_layer": False}
+            return store, build(request_for(recipe=name, **row), store, progress=quiet, environ=os.environ)
+
+        all_of_them = any("test_recipes" in item.nodeid for item in request.session.items)
+        futures = {name: pool.submit(made, name) for name in ARTIFACTS if all_of_them or name == "pixart-alpha"}
+        yield lambda name: futures[name].result()
+
+
+@pytest.fixture(scope="session")
+def built(artifacts: Callable[[str], Artifact]) -> Artifact:
+    """PixArt-alpha's."""
+    return artifacts("pixart-alpha")
 
 
 @pytest.fixture

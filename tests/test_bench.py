@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from aot.bench import WAYS, Account, StartupLedger
+from aot.bench import Account, StartupLedger
 from aot.cli.bench import print_ledger
-from aot.report import segments
+from aot.measurement import WAYS, Way
+from aot.report import page, segments
 from cache_store.local import LocalStore
 from tests.conftest import request_for
 from tests.test_cli import run
@@ -66,5 +67,16 @@ def test_the_table_has_a_row_a_way(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_segments_add_up() -> None:
-    account = Account("artifact", 1.0, {"find": 0.25, "load": 0.5}, [2.0, 3.0], {})
+    account = Account(Way.ARTIFACT, 1.0, {"find": 0.25, "load": 0.5}, [2.0, 3.0], {})
     assert sum(segments(account).values()) == account.startup_s == 6
+
+
+def test_ways_that_were_not_measured_have_no_ratios_and_no_rows() -> None:
+    ledger = _ledger()
+    for way in (Way.COLD, Way.JIT_WARM):
+        del ledger.accounts[way]
+    assert set(ledger.ratios()) == {
+        "artifact_minus_eager_s", "steady_artifact_over_eager", "max_abs_error", "relative_l2_error",
+    }  # fmt: skip
+    assert [name for name, _ in ledger.seed_rows() if "torch.compile" in name] == []
+    assert "None" not in page(ledger)

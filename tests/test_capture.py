@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from aot.options import Options
 from aot.plan import make_plan
 from aot.shape import Shape
 from tests.conftest import SHAPES, request_for
@@ -45,7 +46,14 @@ def test_capturing_twice_gives_the_same_key() -> None:
     ("changes", "parts"),
     [
         ({"shapes": SHAPES[:1]}, {"shapes", "signatures/transformer", "signatures/vae.decoder"}),
-        ({"scope": "regional"}, {"scope"}),
+        ({"scope": "regional"}, {"scope", "signatures/transformer"}),
+        ({"batches": (2,)}, {"batch", "signatures/transformer", "signatures/vae.decoder"}),
+        ({"guidance": "off"}, {"guidance", "signatures/transformer"}),
+        ({"options": Options.parse({"dynamic": True})}, {"dynamic", "signatures/transformer", "signatures/vae.decoder"}),
+        (
+            {"options": Options.parse({"mode": "O2:freezing"})},
+            {"mode", "component/transformer/weights", "component/vae.decoder/weights"},
+        ),
         ({"cache_layer": False}, {"layers"}),
         (
             {"dtype": "bfloat16"},

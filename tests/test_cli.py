@@ -27,7 +27,7 @@ def test_help_comes_without_torch() -> None:
     program = "import sys, aot.cli.app; assert 'torch' not in sys.modules and 'rich' not in sys.modules; aot.cli.app.main()"
     done = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for verb in ("build", "ls", "show", "bench", "prune"):
+    for verb in ("build", "ls", "show", "bench", "prune", "recipes", "modes"):
         assert f"\n  {verb} " in done.stdout
 
 
@@ -38,7 +38,16 @@ def test_help_comes_without_torch() -> None:
         ((*BUILD, "--shape", "250x256"), 2, "multiple of 16"),
         ((*BUILD, "--shape", "big"), 2, "HEIGHTxWIDTH"),
         ((*BUILD, "--mode", "max-autotoon"), 2, "'max-autotune'"),
-        ((*BUILD, "--mode", "O2:freezing"), 2, "freezing"),
+        ((*BUILD, "--mode", "O2:cudagraphs"), 2, "no kernels to record"),
+        ((*BUILD, "--mode", "O2:freezing", "--scope", "regional"), 2, "freezing"),
+        ((*BUILD, "--shapes", "sed"), 2, "seed"),
+        ((*BUILD, "--frames", "16"), 2, "makes images"),
+        ((*BUILD, "--guidance", "maybe"), 2, "on, off, both"),
+        ((*BUILD, "--dynamic", "--shape", "4096x4096"), 2, "64 to 2048"),
+        (("build", "latte", "--gpu", "cpu", "--frames", "8"), 2, "16 frames"),
+        (("build", "latte", "--gpu", "cpu", "--fuse-qkv"), 2, "--fuse-qkv"),
+        (("build", "sdxl", "--gpu", "cpu", "--shape", "1020x1024"), 2, "multiple of 8"),
+        (("bench", "pixart-alpha", "--gpu", "cpu", "--ways", "lukewarm"), 2, "jit-warm"),
         ((*BUILD, "--option", "inductor.optimize_linear_epilogue=false"), 2, "epilogue_fusion"),
         ((*BUILD, "--option", "nonsense"), 2, "NAME=VALUE"),
         ((*BUILD, "--dtype", "int8"), 2, "--dtype"),

@@ -30,9 +30,8 @@ def test_text_form_inverts_and_is_the_golden_file() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        of_wish(Options.parse({"mode": "O3"}), TARGET),
+        of_wish(Options.parse({"mode": "max-autotune"}), TARGET),
         of_wish(Options.parse({"memory_format": "channels_last"}), TARGET),
-        of_wish(Options.parse({"dynamic": True}), TARGET),
         of_wish(Options.parse({"options": {"inductor.epilogue_fusion": False}}), TARGET),
         *(of_wish(Options.parse("{}"), replace(TARGET, **{part: "other"})) for part in ("device", "sku", "torch", "diffusers", "system")),
     ],
@@ -55,7 +54,7 @@ def test_every_part_of_a_component_moves_the_key_and_is_a_miss_that_names_it(par
     assert part in str(verdict)
 
 
-@pytest.mark.parametrize("part", ["shapes", "recipe"])
+@pytest.mark.parametrize("part", ["shapes", "batch", "guidance", "frames", "dynamic", "recipe"])
 def test_what_only_a_build_knows_moves_the_key_and_not_the_verdict(part: str) -> None:
     other = Key({**_key(WISH).parts, part: "other"})
     assert other.digest != _key(WISH).digest
@@ -76,4 +75,15 @@ def test_an_artifact_that_serves_one_of_two_components_is_accepted_for_that_one(
 
 def test_two_keys_differ_part_by_part() -> None:
     other = _key(of_wish(Options.parse({"mode": "O3"}), TARGET))
-    assert [name for name, _, _ in _key(WISH).diff(other)] == ["mode"]
+    assert [name for name, _, _ in _key(WISH).diff(other)] == ["mode", "process.cuda.matmul.allow_tf32"]
+
+
+def test_a_process_setting_that_an_option_asks_for_is_a_part_of_the_key() -> None:
+    other = of_wish(Options.parse({"options": {"overrides.conv_benchmark": True}}), TARGET)
+    verdict = judge(_key(WISH), modules={"transformer": FACTS}, wish=other)
+    assert isinstance(verdict, Rejected)
+    assert "process.cudnn.benchmark: built for false, here true" in str(verdict)
+
+
+def test_what_a_user_calls_dynamic_says_how_to_compile_and_not_what_to_load() -> None:
+    assert of_wish(Options.parse({"dynamic": True}), TARGET) == WISH

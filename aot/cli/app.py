@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from aot.cli import bench, build, ls, prune, show
+from aot.cli import bench, build, ls, modes, prune, recipes, show
 from aot.errors import INTERRUPTED, exit_code
 from cache_store.errors import CodedError, named
 from cache_store.root import default_root
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: rich alone would take half of the time that `aot --help` may take
 )
-for verb in (build, ls, show, bench, prune):
+for verb in (build, ls, show, bench, prune, recipes, modes):
     app.command()(getattr(verb, verb.__name__.rpartition(".")[2]))
 
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aot.choice import choice
 from aot.cli import request as asked
 from aot.cli.text import print_json, print_table, progress, size
 from aot.errors import BadInput
+from aot.measurement import COMPARED, WAYS, Measurement, Way
 
 if TYPE_CHECKING:
     from aot.bench import StartupLedger
@@ -22,6 +24,11 @@ def bench(
     gpu: asked.Gpu,
     variant: asked.Variant = "full",
     shape: asked.Shapes = [],
+    shapes: asked.ShapeList = "",
+    dynamic: asked.Dynamic = False,
+    batch: asked.Batches = [],
+    guidance: asked.Guidance = "on",
+    frames: asked.Frames = [],
     mode: asked.ModeWords = asked.DEFAULT_MODE,
     memory_format: asked.MemoryFormat = "preserve",
     option: asked.Option = [],
@@ -30,7 +37,9 @@ def bench(
     components: asked.Components = "",
     weights: asked.Weights = None,
     fuse_qkv: asked.FuseQkv = False,
+    no_cache_layer: asked.NoCacheLayer = False,
     steps: Annotated[int, typer.Option(help="Denoising steps of the whole-pipeline figures; 0: the variant's own.")] = 0,
+    ways: Annotated[str, typer.Option(help="Which of eager, cold, jit-warm, artifact to measure, joined by commas.")] = ",".join(WAYS),
     rounds: Annotated[int, typer.Option(help="Rounds of steady-state calls, interleaved between the ways.", min=1)] = 5,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained page with the ledger as bars.", metavar="FILE")] = None,
     json: asked.Json = False,
@@ -41,17 +50,24 @@ def bench(
         variant=variant,
         gpu=gpu,
         shapes=shape,
-        options=asked.parse_options(mode, memory_format, option),
+        shape_list=shapes,
+        batches=batch,
+        guidance=guidance,
+        frames=frames,
+        options=asked.parse_options(mode, memory_format, option, dynamic=dynamic),
         dtype=dtype,
         scope=scope,
         components=components,
         weights=weights,
         fuse_qkv=fuse_qkv,
+        cache_layer=not no_cache_layer,
     )
-    if steps and steps < found.min_steps:
-        raise BadInput(f"--steps {steps} is too few for {recipe}.", remedy=f"give at least {found.min_steps}.")
+    least = max(found.min_steps, 2)  # iterations per second are counted between steps
+    if steps and steps < least:
+        raise BadInput(f"--steps {steps} is too few for {recipe}.", remedy=f"give at least {least}.")
     if html and not html.parent.is_dir():
         raise BadInput(f"--html {str(html)!r}: there is no folder {str(html.parent)!r}.", remedy="make it, or name another file.")
+    plan = Measurement(steps or found.variant(variant).steps, rounds, _ways(ways))
     from aot.bench import bench as run_bench
     from aot.build import check_host
     from aot.report import page
@@ -61,7 +77,7 @@ def bench(
     check_host(request, os.environ)
     store = LocalStore(default_root(os.environ))
     with progress() as show:
-        ledger = run_bench(request, store, steps=steps or found.variant(variant).steps, rounds=rounds, progress=show, environ=os.environ)
+        ledger = run_bench(request, store, plan=plan, progress=show, environ=os.environ)
     if html:
         html.write_text(page(ledger))
         print(f"wrote {html}", file=sys.stderr)
@@ -69,6 +85,14 @@ def bench(
         print_json(ledger.to_json())
     else:
         print_ledger(ledger)
+
+
+def _ways(text: str) -> tuple[Way, ...]:
+    """Always eager and the artifact too: without them there is nothing to compare."""
+    asked = {*(Way(choice(way, known=WAYS, field="--ways")) for way in text.split(",")), *COMPARED}
+    if Way.JIT_WARM in asked:
+        asked.add(Way.COLD)  # whose directory is what makes it warm
+    return tuple(way for way in WAYS if way in asked)
 
 
 def print_ledger(ledger: StartupLedger) -> None:

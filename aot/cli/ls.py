@@ -26,7 +26,7 @@ def ls(json: Json = False) -> None:
                 row.part("variant"),
                 f"{row.part('target.device')} {row.part('target.sku')} torch {row.part('target.torch')}",
                 row.mode,
-                row.part("shapes"),
+                f"dynamic, checked at {row.part('shapes')}" if row.part("dynamic") == "true" else row.part("shapes"),
                 size(row.manifest.size),
                 age(row.manifest.created, now()),
                 row.ref.key.short,

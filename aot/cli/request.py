@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, TypeAlias
 
 import typer
 
+from aot.choice import choice
 from aot.errors import BadInput
 from aot.mode import COMBINATIONS, WORDS
 from aot.options import DEFAULT_MODE, Options
@@ -20,6 +22,13 @@ Gpu: TypeAlias = Annotated[str, typer.Option(help="Machine to compile for; this 
 Shapes: TypeAlias = Annotated[
     list[str], typer.Option("--shape", help="HEIGHTxWIDTH in pixels; repeat for several sizes in one artifact.", metavar="HxW")
 ]
+ShapeList: TypeAlias = Annotated[
+    str, typer.Option("--shapes", help="A named list of sizes: `seed`, those that nexfort's own documents ran.", metavar="LIST")
+]
+Batches: TypeAlias = Annotated[list[int], typer.Option("--batch", help="Images or videos a call; may be repeated.", min=1)]
+Guidance: TypeAlias = Annotated[str, typer.Option(help="Classifier-free guidance, which doubles the denoiser's batch: on, off or both.")]
+Frames: TypeAlias = Annotated[list[int], typer.Option("--frames", help="Length of a video; default: the model's own.", min=1)]
+Dynamic: TypeAlias = Annotated[bool, typer.Option("--dynamic", help="Graphs for every height and width, instead of one for each size.")]
 ModeWords: TypeAlias = Annotated[
     str, typer.Option(help=f"Mode words joined by colons: {', '.join([*COMBINATIONS, *WORDS])}.", metavar="WORDS")
 ]
@@ -35,6 +44,7 @@ Weights: TypeAlias = Annotated[
     str | None, typer.Option(help="Folder or repository of real weights; default: seeded random ones.", metavar="PATH_OR_REPO")
 ]
 FuseQkv: TypeAlias = Annotated[bool, typer.Option("--fuse-qkv", help="Fuse the denoiser's attention projections first.")]
+NoCacheLayer: TypeAlias = Annotated[bool, typer.Option("--no-cache-layer", help="Leave out what makes a fallback to torch.compile warm.")]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
 
 
@@ -45,6 +55,10 @@ def parse(
     gpu: str,
     shapes: list[str],
     options: Options,
+    shape_list: str = "",
+    batches: Sequence[int] = (),
+    guidance: str = "on",
+    frames: Sequence[int] = (),
     dtype: str = "float32",
     scope: str = "whole",
     components: str = "",
@@ -58,7 +72,10 @@ def parse(
     request = Request(
         recipe=found.name,
         variant=variant,
-        shapes=tuple(dict.fromkeys(map(Shape.parse, shapes))) or (row.shape,),
+        shapes=tuple(dict.fromkeys([*map(Shape.parse, shapes), *_listed(shape_list, found)])) or (row.shape,),
+        batches=tuple(dict.fromkeys(batches)) or (1,),
+        guidance=guidance,
+        frames=tuple(dict.fromkeys(frames)),
         gpu=gpu,
         options=options,
         dtype=dtype,
@@ -72,9 +89,14 @@ def parse(
     return found, request
 
 
-def parse_options(mode: str, memory_format: str, given: list[str]) -> Options:
+def parse_options(mode: str, memory_format: str, given: list[str], *, dynamic: bool) -> Options:
     """Raises BadInput naming the option that is not NAME=VALUE, or not known."""
-    return Options.parse({"mode": mode, "memory_format": memory_format, "options": dict(map(_pair, given))})
+    options = dict(map(_pair, given))
+    return Options.parse({"mode": mode, "memory_format": memory_format, "dynamic": dynamic, "options": options})
+
+
+def _listed(name: str, recipe: Recipe) -> tuple[Shape, ...]:
+    return recipe.seed_shapes if name and choice(name, known=("seed",), field="--shapes") else ()
 
 
 def _pair(text: str) -> tuple[str, bool | int | float | str]:
