@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -52,7 +53,8 @@ def compile(module: M, *, options: OptionsLike = None, on_miss: str = "compile",
     """
     choice(backend, known=("nexfort",), field="backend")
     parsed = Options.parse(options)
-    _compile({"module": restore(module)}, parsed, on_miss, {})
+    with _from_the_start([module]):
+        _compile({"module": module}, parsed, on_miss, {})
     return module
 
 
@@ -79,14 +81,27 @@ def compile_pipe(
             f"{type(pipe).__name__} has none of {', '.join(PIPELINE_COMPONENTS)} to compile.", remedy="use compile() on a module."
         )
     parsed = Options.parse(options)
-    for module in modules.values():
-        restore(module)
-        if fuse_qkv_projections and fuse_qkv(module):
-            _on_restore(module, partial(split_qkv, module))
     # under freezing the weights of every module looked at are read in full: not those of encoders that nobody froze
     optional = {} if parsed.mode.freezing else components(pipe, ignores, OPTIONAL_COMPONENTS)
-    _compile(modules, parsed, on_miss, optional)
+    with _from_the_start([*modules.values(), *optional.values()]):
+        for module in modules.values():
+            if fuse_qkv_projections and fuse_qkv(module):
+                _on_restore(module, partial(split_qkv, module))
+        _compile(modules, parsed, on_miss, optional)
     return pipe
+
+
+@contextmanager
+def _from_the_start(modules: list[nn.Module]) -> Iterator[None]:
+    """Undo what was compiled before. An error within leaves them so: not fused, laid out otherwise or half served."""
+    for module in modules:
+        restore(module)
+    try:
+        yield
+    except CodedError:
+        for module in modules:
+            restore(module)
+        raise
 
 
 def restore(compiled: T) -> T:

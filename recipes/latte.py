@@ -8,6 +8,7 @@ from aot.example import Example
 from aot.recipe import Component, Recipe, Variant
 from aot.shape import Shape
 from recipes import text
+from recipes.asked import asked
 from recipes.config import SMALL_VAE, instantiate
 
 if TYPE_CHECKING:
@@ -54,19 +55,12 @@ def load(weights: str, dtype: torch.dtype, components: tuple[str, ...]) -> Latte
 
 def call(pipeline: LattePipeline, example: Example, steps: int, seed: int) -> dict[str, Any]:
     """All frames are decoded at once: the pipeline's default of 14 makes two calls of 14 and 2 frames, and two graphs."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
+    arguments = asked(example, steps, seed, guidance=7.5)
     return {
-        **_prompt(pipeline, example.batch, generator),
-        "guidance_scale": 7.5 if example.guided else 1.0,
-        "height": example.shape.height,
-        "width": example.shape.width,
+        **arguments,
+        **_prompt(pipeline, example.batch, arguments["generator"]),
         "video_length": example.frames,
         "decode_chunk_size": example.frames,
-        "num_inference_steps": steps,
-        "generator": generator,
-        "output_type": "pt",
     }
 
 

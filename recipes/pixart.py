@@ -8,6 +8,7 @@ from aot.example import Example
 from aot.recipe import Component, Recipe, Variant
 from aot.shape import Shape
 from recipes import text
+from recipes.asked import asked
 from recipes.config import SMALL_VAE, instantiate
 from recipes.seeds import SQUARES
 
@@ -43,19 +44,8 @@ def load(weights: str, dtype: torch.dtype, components: tuple[str, ...]) -> PixAr
 
 def call(pipeline: PixArtAlphaPipeline, example: Example, steps: int, seed: int) -> dict[str, Any]:
     """Resolution binning is off: with it the pipeline computes another size than the one asked for."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        **_prompt(pipeline, example.batch, generator),
-        "guidance_scale": 4.5 if example.guided else 1.0,
-        "height": example.shape.height,
-        "width": example.shape.width,
-        "num_inference_steps": steps,
-        "generator": generator,
-        "use_resolution_binning": False,
-        "output_type": "pt",
-    }
+    arguments = asked(example, steps, seed, guidance=4.5)
+    return {**arguments, **_prompt(pipeline, example.batch, arguments["generator"]), "use_resolution_binning": False}
 
 
 def _prompt(pipeline: PixArtAlphaPipeline, batch: int, generator: torch.Generator) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from aot.example import Example
 from aot.recipe import Bucket, Component, Recipe, Variant
 from aot.shape import Shape
 from recipes import text
+from recipes.asked import asked
 from recipes.config import SMALL_VAE, instantiate
 from recipes.seeds import SQUARES
 
@@ -45,18 +46,8 @@ def load(weights: str, dtype: torch.dtype, components: tuple[str, ...]) -> Stabl
 
 
 def call(pipeline: StableDiffusionPipeline, example: Example, steps: int, seed: int) -> dict[str, Any]:
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        **_prompt(pipeline, example.batch, generator),
-        "guidance_scale": 7.5 if example.guided else 1.0,
-        "height": example.shape.height,
-        "width": example.shape.width,
-        "num_inference_steps": steps,
-        "generator": generator,
-        "output_type": "pt",
-    }
+    arguments = asked(example, steps, seed, guidance=7.5)
+    return {**arguments, **_prompt(pipeline, example.batch, arguments["generator"])}
 
 
 def _prompt(pipeline: StableDiffusionPipeline, batch: int, generator: torch.Generator) -> dict[str, Any]:

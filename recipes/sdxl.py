@@ -10,6 +10,7 @@ from aot.example import Example
 from aot.recipe import Bucket, Component, Recipe, Variant
 from aot.shape import Shape
 from recipes import text
+from recipes.asked import asked
 from recipes.config import SMALL_VAE, instantiate, published
 from recipes.seeds import RARE, SDXL_SQUARES, SQUARES
 
@@ -53,18 +54,8 @@ def load(weights: str, dtype: torch.dtype, components: tuple[str, ...]) -> Stabl
 
 
 def call(pipeline: StableDiffusionXLPipeline, example: Example, steps: int, seed: int) -> dict[str, Any]:
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        **_prompt(pipeline, example.batch, generator),
-        "guidance_scale": 5.0 if example.guided else 1.0,
-        "height": example.shape.height,
-        "width": example.shape.width,
-        "num_inference_steps": steps,
-        "generator": generator,
-        "output_type": "pt",
-    }
+    arguments = asked(example, steps, seed, guidance=5.0)
+    return {**arguments, **_prompt(pipeline, example.batch, arguments["generator"])}
 
 
 def _prompt(pipeline: StableDiffusionXLPipeline, batch: int, generator: torch.Generator) -> dict[str, Any]:

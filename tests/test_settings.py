@@ -61,8 +61,10 @@ def test_two_pipelines_of_opposite_modes_cannot_share_a_process_until_one_is_res
     low, benchmarked = make_pipe(), make_pipe()
     aot.compile_pipe(low, options={"mode": "O3", "options": {"overrides.conv_benchmark": False}})
     with pytest.raises(Conflict, match=r"cudnn\.benchmark"):
-        aot.compile_pipe(benchmarked, options={"mode": "O3:benchmark"})
-    aot.restore(benchmarked)
+        aot.compile_pipe(benchmarked, options={"mode": "O3:benchmark", "memory_format": "channels_last"})
+    assert "forward" not in vars(benchmarked.transformer)
+    assert benchmarked.vae.decoder.conv_in.weight.is_contiguous()
+    assert len(aot.stats()) == 1
     aot.restore(low)
     aot.restore(aot.compile_pipe(benchmarked, options={"mode": "O3:benchmark"}))
     assert torch.backends.cudnn.benchmark is False
