@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from aot.book import FILE, Book
 from aot.cudagraph import CudaRecorder
@@ -24,20 +24,27 @@ from cache_store.store import Store
 GRAPH, CACHE = "graph", "cache"  # the kinds of layer
 
 
-def open_graphs(store: Store, digest: Digest, manifest: Manifest, ledger: Ledger) -> tuple[Book, list[Graph]]:
-    """Verify and materialise the graph layer and open its libraries. What each step took goes into `ledger`.
+def open_graphs(
+    store: Store, digest: Digest, manifest: Manifest, ledger: Ledger, *, components: Container[str]
+) -> tuple[Book, list[Graph]]:
+    """Verify the graph layer and open the libraries of these of its components. What each step took goes into `ledger`.
 
     Every byte is verified before anything parses or maps it. The files are gone again when this returns: the process
     keeps the mapping, and a process that is killed leaves nothing behind. Raises Corrupt, Missing, LoadFailed.
     """
     layer = _graph_layer(digest, manifest)
-    with _run_directory() as directory:
-        unpack(store, manifest, layer=layer, into=directory, ledger=ledger)
-        started = time.perf_counter()
-        book = _parse_book(directory / FILE, digest)
-        device, cudagraphs = manifest.key["target.device"], Mode.parse(manifest.key["mode"]).cudagraphs
-        graphs = [Graph(entry, directory / entry.file, device=device, cudagraphs=cudagraphs) for entry in book.graphs]
-        ledger.spent("load", time.perf_counter() - started)
+    device, cudagraphs = manifest.key["target.device"], Mode.parse(manifest.key["mode"]).cudagraphs
+    with _run_directory() as directory, store.open_blob(layer.digest) as blob:
+        with ledger.timed("verify"):
+            verify(layer, blob)
+        with ledger.timed("materialise"):
+            book = _book(layer, manifest, blob=blob, into=directory, digest=digest)
+            entries = [entry for entry in book.graphs if entry.component in components]
+            files = {entry.file for entry in entries}
+            needed = [file for file in manifest.files_of(layer) if file.path in files]
+            materialise(layer, files=needed, blob=blob, into=directory)
+        with ledger.timed("load"):
+            graphs = [Graph(entry, directory / entry.file, device=device, cudagraphs=cudagraphs) for entry in entries]
     if cudagraphs:
         for graph in graphs:
             graph.replay(CudaRecorder(), partial(ledger.spent, "record"))
@@ -49,11 +56,18 @@ def open_graphs(store: Store, digest: Digest, manifest: Manifest, ledger: Ledger
 def read_book(store: Store, digest: Digest, manifest: Manifest) -> Book:
     """The shape book alone, to explain a miss; no library is opened. Raises Corrupt, Missing."""
     layer = _graph_layer(digest, manifest)
-    files = [entry for entry in manifest.files_of(layer) if entry.path == FILE]
     with _run_directory() as directory, store.open_blob(layer.digest) as blob:
         verify(layer, blob)
-        materialise(layer, files=files, blob=blob, into=directory)
-        return _parse_book(directory / FILE, digest)
+        return _book(layer, manifest, blob=blob, into=directory, digest=digest)
+
+
+def _book(layer: Layer, manifest: Manifest, *, blob: BinaryIO, into: Path, digest: Digest) -> Book:
+    """The shape book of a verified layer."""
+    materialise(layer, files=[entry for entry in manifest.files_of(layer) if entry.path == FILE], blob=blob, into=into)
+    try:
+        return Book.parse((into / FILE).read_bytes())
+    except (Malformed, FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        raise Corrupt(f"artifact {digest.short}: its shape book cannot be read: {error}", culprit=str(digest)) from error
 
 
 def _graph_layer(digest: Digest, manifest: Manifest) -> Layer:
@@ -63,22 +77,13 @@ def _graph_layer(digest: Digest, manifest: Manifest) -> Layer:
     return layer
 
 
-def _parse_book(path: Path, digest: Digest) -> Book:
-    try:
-        return Book.parse(path.read_bytes())
-    except (Malformed, FileNotFoundError, KeyError, TypeError, ValueError) as error:
-        raise Corrupt(f"artifact {digest.short}: its shape book cannot be read: {error}", culprit=str(digest)) from error
-
-
 def unpack(store: Store, manifest: Manifest, *, layer: Layer, into: Path, ledger: Ledger) -> None:
     """Verify one layer and write its files below `into`. Raises Corrupt, Missing."""
     with store.open_blob(layer.digest) as blob:
-        started = time.perf_counter()
-        verify(layer, blob)
-        verified = time.perf_counter()
-        materialise(layer, files=manifest.files_of(layer), blob=blob, into=into)
-        ledger.spent("verify", verified - started)
-        ledger.spent("materialise", time.perf_counter() - verified)
+        with ledger.timed("verify"):
+            verify(layer, blob)
+        with ledger.timed("materialise"):
+            materialise(layer, files=manifest.files_of(layer), blob=blob, into=into)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from aot.signature import TensorSpec
 from cache_store.canonical import encode
 from cache_store.digest import Digest
 
+_NOTES = ("lora_scale",)  # what fuse_lora() leaves behind to undo itself by; no forward reads it
 _BAKED = (bool, int, float, str, type(None), torch.dtype)
 
 
@@ -75,7 +76,8 @@ def _advice(paths: list[str]) -> str:
 def _line(module: nn.Module) -> str:
     attributes = vars(module)
     words = [_name(type(module))]
-    words += [f"{name}={_word(value)}" for name, value in sorted(attributes.items()) if name[0] != "_" and _is_baked(value)]
+    plain = {name: value for name, value in sorted(attributes.items()) if name[0] != "_" and name not in _NOTES}
+    words += [f"{name}={_word(value)}" for name, value in plain.items() if _is_baked(value)]
     for name, value in sorted(attributes.items()):
         if name[0] != "_" and _is_collaborator(value):
             inner = [f"{key}={_word(item)}" for key, item in sorted(vars(value).items()) if _is_baked(item)]

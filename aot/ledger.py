@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,6 +37,13 @@ class Ledger:
 
     def spent(self, what: str, seconds: float) -> None:
         self.seconds[what] = self.seconds.get(what, 0.0) + seconds
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the time spent within to what was spent on `what`; nothing on error."""
+        started = time.perf_counter()
+        yield
+        self.spent(what, time.perf_counter() - started)
 
     def missed(self, sentence: str) -> None:
         """Count a miss, and log its sentence the first time."""

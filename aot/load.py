@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,12 +72,10 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, ledger
     settings back.
     """
     options, target, on_miss, optional = wish.options, wish.target, wish.on_miss, wish.optional
-    started = time.perf_counter()
-    fingerprints = {path: Fingerprint.of(module) for path, module in modules.items()}
-    facts = {path: of_module(module, fingerprints[path], options) for path, module in modules.items()}
-    found = candidates(store, modules=facts, wish=of_wish(options, target))
-    ledger.spent("find", time.perf_counter() - started)
-
+    with ledger.timed("find"):
+        fingerprints = {path: Fingerprint.of(module) for path, module in modules.items()}
+        facts = {path: of_module(module, fingerprints[path], options) for path, module in modules.items()}
+        found = candidates(store, modules=facts, wish=of_wish(options, target))
     accepted = [candidate for candidate in found if isinstance(candidate.verdict, Accepted)]
     # without an artifact only what the mode names: the rest is the user's own affair, as it is under torch.compile
     settings = complete(options.process) if accepted else options.process
@@ -106,7 +103,8 @@ def _open(
     """Add one artifact's graphs to those served; a graph that a newer artifact brought stays."""
     assert isinstance(candidate.verdict, Accepted)
     try:
-        book, graphs = open_graphs(store, candidate.digest, candidate.manifest, ledger)
+        components = set(candidate.verdict.components.values())
+        book, graphs = open_graphs(store, candidate.digest, candidate.manifest, ledger, components=components)
     except CodedError as error:
         set_aside(store, error)
         return

@@ -31,6 +31,12 @@ class Rejected:
     differences: tuple[tuple[str, str | None, str | None], ...]
     compared: dict[str, str] = field(default_factory=dict)  # by live path, the artifact's component it was compared with
 
+    def about(self, path: str) -> Rejected:
+        """What of this concerns the component at `path`: its own parts, and those that all components share (no blank in their name)."""
+        named = [difference for difference in self.differences if difference[0] == f"component {path}" or " " not in difference[0]]
+        own = [difference for difference in self.differences if difference[0].startswith(f"{path} ")]
+        return Rejected((*named, *own), {live: built for live, built in self.compared.items() if live == path})
+
     def __str__(self) -> str:
         return "; ".join(f"{name}: built for {built}, here {here}" for name, built, here in self.differences)
 
@@ -85,13 +91,16 @@ def candidates(store: Store, *, modules: Mapping[str, Facts], wish: Facts) -> li
 
 
 def nearest(found: list[Candidate], path: str) -> tuple[Candidate, Rejected] | None:
-    """Of the artifacts that do not serve the component at `path`, the one with the fewest differing parts, and those."""
+    """Of the artifacts that do not serve the component at `path`, the one that comes nearest, and the parts that differ.
+
+    One with a component of that class is nearer than any without, then the one with the fewest differing parts.
+    """
     rejections = [
-        (candidate, verdict)
+        (candidate, verdict.about(path))
         for candidate in found
         if (verdict := candidate.verdict.others.get(path) if isinstance(candidate.verdict, Accepted) else candidate.verdict)
     ]
-    return min(rejections, key=lambda pair: len(pair[1].differences), default=None)
+    return min(rejections, key=lambda pair: (path not in pair[1].compared, len(pair[1].differences)), default=None)
 
 
 def set_aside(store: Store, error: CodedError) -> None:

@@ -24,6 +24,7 @@ from aot.certificate import compare, tolerance
 from aot.environment import GRAPH_CACHE
 from aot.options import Options
 from aot.plan import make_plan
+from aot.recipe import SCOPES
 from aot.request import DTYPES, Request
 from aot.target import Target
 from cache_store.errors import CodedError
@@ -33,7 +34,7 @@ from recipes import RECIPES
 
 
 def lines(arguments: argparse.Namespace) -> Iterator[Request]:
-    for name, scope, dtype, dynamic in product(arguments.only or RECIPES, ("whole", "regional"), arguments.dtype, (False, True)):
+    for name, scope, dtype, dynamic in product(arguments.only, arguments.scope, arguments.dtype, (False, True)):
         shape = RECIPES[name].variant(arguments.variant).shape
         options = Options.parse({"dynamic": dynamic})
         yield Request(name, arguments.variant, (shape,), "cpu", options, dtype=dtype, scope=scope, cache_layer=False)
@@ -62,9 +63,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variant", default="tiny")
     parser.add_argument("--only", action="append", choices=list(RECIPES))
+    parser.add_argument("--scope", action="append", choices=SCOPES)
     parser.add_argument("--dtype", action="append", choices=DTYPES)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    arguments.only, arguments.scope = arguments.only or list(RECIPES), arguments.scope or list(SCOPES)
     arguments.dtype = arguments.dtype or ["float32", "bfloat16"]
     store = LocalStore(default_root(os.environ))
     os.environ[GRAPH_CACHE] = str(store.root)

@@ -20,6 +20,7 @@ from torch._dynamo.utils import counters
 import aot
 from aot.build import build
 from aot.certificate import compare
+from aot.environment import GRAPH_CACHE
 from aot.example import Example
 from aot.options import Options
 from aot.plan import prepare
@@ -36,7 +37,9 @@ def serve(name: str, variant: str, steps: int) -> dict[str, Any]:
     options = Options.parse({"dynamic": True})
     request = Request(name, variant, (row.shape,), "cpu", options, cache_layer=False)
     request.check(recipe)
-    built = build(request, LocalStore(default_root(os.environ)), progress=print, environ=os.environ)
+    store = LocalStore(default_root(os.environ))
+    built = build(request, store, progress=print, environ=os.environ)
+    os.environ[GRAPH_CACHE] = str(store.root)
 
     (eager, _), (pipe, _) = prepare(recipe, request), prepare(recipe, request)
     started = time.perf_counter()

@@ -12,6 +12,7 @@ import time
 import torch
 
 import aot
+from aot.example import Example
 from aot.shape import Shape
 from recipes import find
 
@@ -39,7 +40,7 @@ def main() -> None:
     for shape in list(map(Shape.parse, arguments.shape)) or [variant.shape]:
         for number in range(arguments.requests):
             started = time.perf_counter()
-            pipe(**recipe.call(pipe, shape, arguments.steps, number))
+            pipe(**recipe.call(pipe, Example(shape), arguments.steps, number))
             print(f"request {number + 1} at {shape}: {time.perf_counter() - started:.3f} s")
     print(json.dumps(aot.stats(), indent=2))
 

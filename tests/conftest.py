@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,6 +64,23 @@ def artifacts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def built(artifacts: Callable[[str], Artifact]) -> Artifact:
     """PixArt-alpha's."""
     return artifacts("pixart-alpha")
+
+
+REGIONAL = (
+    "pixart-alpha", "--variant", "tiny", "--gpu", "cpu", "--components", "transformer", "--shape", "64x64",
+    "--no-cache-layer", "--scope", "regional", "--json",
+)  # fmt: skip
+BUILD_REGIONAL = [sys.executable, "-m", "aot.cli.app", "build", *REGIONAL]
+Regional: TypeAlias = tuple[Path, list[tuple[str, str, int]]]
+
+
+@pytest.fixture(scope="session")
+def regional(tmp_path_factory: pytest.TempPathFactory) -> Regional:
+    """A store that two builds of one artifact were begun on at once; and of each what it wrote, and its exit code."""
+    home = tmp_path_factory.mktemp("regional") / "home"
+    environ = {**os.environ, "AOT_HOME": str(home)}
+    both = [subprocess.Popen(BUILD_REGIONAL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) for _ in range(2)]
+    return home, [(*process.communicate(), process.returncode) for process in both]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from aot.example import Example
 from aot.shape import Shape
 from recipes import find
 
@@ -35,5 +36,5 @@ def denoise(pipe: Any, **call: Any) -> torch.Tensor:
 
 
 def image(pipe: Any, shape: Shape) -> torch.Tensor:
-    found: torch.Tensor = pipe(**RECIPE.call(pipe, shape, 3, 0)).images
+    found: torch.Tensor = pipe(**RECIPE.call(pipe, Example(shape), 3, 0)).images
     return found

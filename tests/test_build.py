@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,15 +23,11 @@ from aot.options import Options
 from aot.plan import make_plan
 from cache_store.layer import pack
 from cache_store.local import LocalStore
-from tests.conftest import SHAPES, quiet, request_for
+from tests.conftest import BUILD_REGIONAL, SHAPES, Regional, quiet, request_for
 from tests.pixart import RECIPE, denoise, denoiser_call, make_pipe
 from tests.test_local import check_invariant
 
 SMALLEST = {"components": ("transformer",), "shapes": SHAPES[:1], "cache_layer": False}
-COMMAND = [
-    sys.executable, "-m", "aot.cli.app", "build", "pixart-alpha", "--variant", "tiny", "--gpu", "cpu",
-    "--components", "transformer", "--shape", "64x64", "--no-cache-layer", "--scope", "regional", "--json",
-]  # fmt: skip
 
 
 def test_the_artifact_holds_both_layers_a_certificate_and_what_was_measured(built: tuple[LocalStore, Built]) -> None:
@@ -70,7 +65,7 @@ def test_packing_the_same_files_again_gives_the_same_layers(built: tuple[LocalSt
 def test_a_graph_that_computes_something_else_fails_the_check(built: tuple[LocalStore, Built]) -> None:
     """The second component's graph is wrong; the certificate must not be a comparison of a graph with itself."""
     store, made = built
-    book, graphs = open_graphs(store, made.digest, made.manifest, Ledger())
+    book, graphs = open_graphs(store, made.digest, made.manifest, Ledger(), components=("transformer", "vae.decoder"))
     plan = make_plan(RECIPE, request_for())
     check_graphs(plan, book, graphs, allowed=1e-5, measured={})
     for broken in graphs:
@@ -82,13 +77,10 @@ def test_a_graph_that_computes_something_else_fails_the_check(built: tuple[Local
         assert all("forward" not in vars(module) for module in plan.modules.values())
 
 
-def test_two_builds_at_once_make_one_artifact_and_its_blocks_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = tmp_path / "home"
-    environ = {**os.environ, "AOT_HOME": str(home)}
-    both = [subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) for _ in range(2)]
-    said = [(process.communicate(), process.returncode) for process in both]
-    assert [code for _, code in said] == [0, 0], said
-    results = [json.loads(output) for (output, _), _ in said]
+def test_two_builds_at_once_make_one_artifact_and_its_blocks_load(regional: Regional, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, said = regional
+    assert [code for _, _, code in said] == [0, 0], said
+    results = [json.loads(output) for output, _, _ in said]
     assert sorted(result["fresh"] for result in results) == [False, True]
     assert results[0]["digest"] == results[1]["digest"]
     store = LocalStore(home)
@@ -110,7 +102,7 @@ def _check_regional(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_killing_a_build_leaves_no_artifact_no_ref_and_no_process(tmp_path: Path) -> None:
     environ = {**os.environ, "AOT_HOME": str(tmp_path / "home")}
-    process = subprocess.Popen(COMMAND, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environ)
+    process = subprocess.Popen(BUILD_REGIONAL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environ)
     assert process.stderr is not None
     for line in process.stderr:
         if "compile" in line:

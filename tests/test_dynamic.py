@@ -6,9 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._dynamo.utils import counters
 
+from aot.certificate import compare
 from aot.dynamic import DynamicRange, corners, fit, probes
 from aot.errors import Unsupported
+from aot.inductor import jit
 from aot.options import Options
 from aot.plan import make_plan
 from aot.recipe import Bucket
@@ -111,15 +114,32 @@ def test_what_is_traced_and_checked_is_in_the_bucket(bucket: Bucket, near: Shape
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_every_recipe_has_dynamic_graphs_that_hold_the_seeds_own_sizes(name: str) -> None:
+def test_the_seeds_own_sizes_are_in_exactly_one_bucket_of_each_component(name: str) -> None:
+    recipe = find(name)
+    for item in recipe.components:
+        for shape in recipe.seed_shapes:
+            assert sum(bucket.holds(shape) for bucket in recipe.buckets(item)) == 1
+
+
+@pytest.mark.parametrize("name", ["pixart-alpha", "latte", "sdxl", "sd3"])  # the others are the same classes
+def test_a_dynamic_plan_has_a_range_a_bucket_and_each_call_is_in_exactly_one(name: str) -> None:
     recipe = find(name)
     request = Request(name, "tiny", (recipe.variant("tiny").shape,), "cpu", Options.parse({"dynamic": True}))
     plan = make_plan(recipe, request)
     for path, item in ((item.path, item) for item in recipe.pick(())):
         ranges = [unit.dynamic for unit in plan.units if unit.component == path]
         assert len(ranges) == len(recipe.buckets(item))
-        for shape in recipe.seed_shapes:
-            assert sum(bucket.holds(shape) for bucket in recipe.buckets(item)) == 1
     for call in [*plan.calls, *plan.checks]:
         ranges = [unit.dynamic for unit in plan.units if unit.component == call.component]
         assert sum(dynamic is not None and dynamic.refuses(call.signature) is None for dynamic in ranges) == 1
+
+
+def test_a_fallback_to_torch_compile_takes_every_height_and_width_in_one_graph() -> None:
+    convolution = torch.nn.Conv2d(3, 4, 3, padding=1).eval()
+    compiled = jit(convolution.forward, Options.parse({"mode": "default", "dynamic": True}))
+    before = counters["stats"]["unique_graphs"]
+    with torch.no_grad():
+        for height, width in ((16, 24), (24, 16), (32, 32), (40, 18)):
+            image = torch.randn(2, 3, height, width)
+            assert compare(compiled(image), convolution(image)).relative_l2 <= 1e-5
+    assert counters["stats"]["unique_graphs"] == before + 1

@@ -4,10 +4,12 @@ from pathlib import Path
 import pytest
 
 from aot.facts import of_wish
-from aot.key import Key
+from aot.key import Key, component_parts
 from aot.options import Options
-from aot.resolve import Accepted, Rejected, judge
+from aot.resolve import Accepted, Candidate, Rejected, judge, nearest
 from aot.target import Target
+from cache_store.manifest import Manifest
+from cache_store.store import Ref
 
 GOLDEN = Path(__file__).parent / "golden" / "key.txt"
 TARGET = Target("cpu", "x86-64-v4", "2.15.0", "0.42.1", "linux-x86_64")
@@ -71,6 +73,24 @@ def test_an_artifact_that_serves_one_of_two_components_is_accepted_for_that_one(
     assert isinstance(verdict, Accepted)
     assert verdict.components == {"transformer": "transformer"}
     assert list(verdict.others) == ["vae.decoder"]
+
+
+def test_the_nearest_artifact_has_a_component_of_the_class_and_is_told_apart_by_that_components_parts_alone() -> None:
+    """An artifact without any such component differs in fewer parts, and says nothing."""
+    live = {"unet": {**FACTS, "class": "diffusers.UNet"}, "vae.decoder": {**FACTS, "class": "diffusers.Decoder"}}
+    without = Key({**WISH, **component_parts("transformer", FACTS)})
+    near = Key({**WISH, **component_parts("unet", {**live["unet"], "fingerprint": "lora", "config": "d"})})
+    candidates = [
+        Candidate(Ref("x", key.digest), key.digest, small_manifest(key), judge(key, modules=live, wish=WISH)) for key in (without, near)
+    ]
+    found = nearest(candidates, "unet")
+    assert found is not None
+    assert found[0] is candidates[1]
+    assert [name for name, _, _ in found[1].differences] == ["unet config", "unet fingerprint"]
+
+
+def small_manifest(key: Key) -> Manifest:
+    return Manifest(name="x", key=dict(key.parts), created="2026-01-02T03:04:05Z", producer={}, layers=(), files=())
 
 
 def test_two_keys_differ_part_by_part() -> None:
