@@ -49,7 +49,7 @@ WORDS: Mapping[str, Word] = {
         },
     ),
     CUDAGRAPHS: Word(
-        "record the kernel launches at a call's second time, replay them at the next",
+        "record the kernel launches at a call's first time, replay them from then on",
         "recorded again at every start, never in an artifact; memory for each recorded call's inputs and outputs",
         inductor={"triton.cudagraphs": True},
         device="cuda",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from aot.mode import COMBINATIONS, WORDS, Mode
 from cache_store.local import LocalStore
 
 
@@ -131,3 +132,27 @@ def test_ls_tells_of_a_damaged_manifest(store: LocalStore) -> None:
     done = run("ls", home=store.root)
     assert done.returncode == 7
     assert "AOT-E203" in done.stderr
+
+
+def test_recipes_tells_of_each_its_components_divisors_scopes_modes_and_fusing(tmp_path: Path) -> None:
+    found = {row["recipe"]: row for row in json.loads(run("recipes", "--json", home=tmp_path).stdout)}
+    assert list(found) == ["pixart-alpha", "latte", "sd21", "sdxl", "sdxl-ip-adapter", "sd3"]
+    assert found["sdxl"]["components"][0] == {
+        "path": "unet", "optional": False, "blocks": ["BasicTransformerBlock"], "buckets": ["32", "8 unless 32"], "varies": True,
+    }  # fmt: skip
+    assert "544x408" in found["sdxl"]["seed_shapes"]
+    assert [name for name, row in found.items() if not row["fuse_qkv"]] == ["latte"]
+    assert all(row["scopes"] == ["whole", "regional"] and "O3" in row["modes"] for row in found.values())
+    assert [variant["frames"] for variant in found["latte"]["variants"]] == [16, 16, 4]
+    lines = run("recipes", home=tmp_path).stdout.splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["recipe", *found]
+
+
+def test_modes_tells_of_each_word_what_it_sets_and_costs(tmp_path: Path) -> None:
+    found = {row["mode"]: row for row in json.loads(run("modes", "--json", home=tmp_path).stdout)}
+    assert list(found) == [*COMBINATIONS, *WORDS]
+    assert found["cudagraphs"]["device"] == "cuda"
+    assert found["benchmark"]["process"] == {"cudnn.benchmark": True}
+    assert found["O3"]["inductor"] == Mode.parse("O3").inductor
+    assert all(row["does"] and row["costs"] for row in found.values())
+    assert len(run("modes", home=tmp_path).stdout.splitlines()) == len(found) + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aot.cli.request import Json
-from aot.cli.text import print_json, print_table
+from aot.cli.text import print_json, print_records
 from aot.mode import COMBINATIONS, WORDS, Mode
 
 
@@ -14,7 +14,7 @@ def modes(json: Json = False) -> None:
     if json:
         print_json([_row(name) for name in (*COMBINATIONS, *WORDS)])
         return
-    print_table(
+    print_records(
         ("mode", "does", "sets in Inductor", "sets in the process", "costs", "device"),
         [
             (row["mode"], row["does"], _settings(row["inductor"]), _settings(row["process"]), row["costs"], row["device"])

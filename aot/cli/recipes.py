@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aot.cli.request import Json
-from aot.cli.text import print_json, print_table
+from aot.cli.text import print_json, print_records
 from aot.mode import COMBINATIONS, WORDS
 from aot.recipe import SCOPES, Recipe
 from recipes import RECIPES
@@ -17,7 +17,7 @@ def recipes(json: Json = False) -> None:
     if json:
         print_json(rows)
         return
-    print_table(
+    print_records(
         ("recipe", "about", "components", "divisor", "dynamic graphs", "scopes", "modes", "fuse_qkv", "variants", "--shapes seed"),
         [
             (

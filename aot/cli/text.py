@@ -57,6 +57,18 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console().print(table)
 
 
+def print_records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows too wide for a table: on a terminal a block each, its first column as the title; else as `print_table` does."""
+    if not sys.stdout.isatty():
+        print_table(columns, rows)
+        return
+    width = max(map(len, columns[1:])) + 2
+    for title, *values in rows:
+        print(title)
+        for column, value in zip(columns[1:], values, strict=True):
+            print(f"  {column:<{width}}{value}")
+
+
 @contextmanager
 def progress() -> Iterator[Progress]:
     """A function that shows what is being done, and for how long, on stderr: a live line on a terminal, else a line a step."""
