@@ -32,9 +32,9 @@ def quiet(_: str) -> None: ...
 # what the tests of recipes load: each once a session, whole or regional by turns. `scripts/matrix.py` has every combination
 ARTIFACTS: dict[str, dict[str, Any]] = {
     "pixart-alpha": {"shapes": SHAPES},
-    "sdxl": {"shapes": (Shape(64, 64),), "options": Options.parse({"dynamic": True})},
+    "sdxl": {"shapes": (Shape(64, 64),), "options": Options.parse({"dynamic": True}), "components": ("unet",)},
     "sdxl-ip-adapter": {"shapes": (Shape(64, 64),), "scope": "regional", "components": ("unet", "image_encoder")},
-    "sd21": {"shapes": (Shape(128, 128),), "scope": "regional"},
+    "sd21": {"shapes": (Shape(128, 128),), "scope": "regional", "components": ("unet",)},
     "latte": {"shapes": (Shape(64, 64),), "scope": "regional"},
     "sd3": {"shapes": (Shape(64, 64),), "components": ("transformer", "vae.decoder", "text_encoder")},
 }
@@ -58,6 +58,13 @@ def artifacts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         all_of_them = any("test_recipes" in item.nodeid for item in request.session.items)
         futures = {name: pool.submit(made, name) for name in ARTIFACTS if all_of_them or name == "pixart-alpha"}
         yield lambda name: futures[name].result()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _begin(request: pytest.FixtureRequest) -> None:
+    """Builds begin with the session if any of its tests will need one: there is other work for the meantime."""
+    if any("artifacts" in item.fixturenames for item in request.session.items):
+        request.getfixturevalue("artifacts")
 
 
 @pytest.fixture(scope="session")
