@@ -24,7 +24,7 @@ from aot.process import Parent
 from aot.recipe import Recipe
 from aot.request import Request
 from aot.settings import claim, complete
-from aot.signature import Signature
+from aot.signature import Signature, flatten
 
 STEADY_SECONDS = 2.0  # how long one round of steady-state calls lasts, at least
 STEADY_CALLS = 5  # and how many calls of each kind it makes, at least
@@ -93,10 +93,12 @@ def _import(way: Way) -> None:
 
 
 def _compared(outputs: list[Any], file: Path, way: Way) -> dict[str, Any]:
-    """This way's first outputs against eager's, whose process wrote them to `file`."""
+    """This way's first outputs against eager's, whose process wrote them to `file`: tensors only, an encoder's are in a class."""
+    tensors: list[torch.Tensor] = []
+    flatten(outputs, tensors)
     if way is Way.EAGER:
-        torch.save(outputs, file)
-    return compare(outputs, torch.load(file, weights_only=True)).to_json()
+        torch.save(tensors, file)
+    return compare(tensors, torch.load(file, weights_only=True)).to_json()
 
 
 def _serve(recipe: Recipe, request: Request, pipeline: Any, calls: list[_Call], message: Mapping[str, Any], parent: Parent) -> None:

@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from aot.bench import Account, StartupLedger
 from aot.cli.bench import print_ledger
+from aot.measure import _compared
 from aot.measurement import WAYS, Way
 from aot.report import page, segments
 from tests.conftest import REGIONAL, Regional, request_for
@@ -78,3 +80,11 @@ def test_ways_that_were_not_measured_have_no_ratios_and_no_rows() -> None:
     }  # fmt: skip
     assert [name for name, _ in ledger.seed_rows() if "torch.compile" in name] == []
     assert "None" not in page(ledger)
+
+
+def test_outputs_of_an_encoder_are_compared_between_processes_as_any(tmp_path: Path) -> None:
+    from transformers.modeling_outputs import BaseModelOutput
+
+    ours, other = ([BaseModelOutput(last_hidden_state=torch.full((2, 3), value))] for value in (1.0, 2.0))
+    assert _compared(ours, tmp_path / "outputs", Way.EAGER)["relative_l2"] == 0
+    assert _compared(other, tmp_path / "outputs", Way.ARTIFACT)["relative_l2"] == 1
