@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from aot.shape import Shape
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, SchedulerMixin
 
 SCOPES = ("whole", "regional")
 BOUNDS = (64, 2048)  # pixels a side, of dynamic graphs: beyond, an index of a GPU kernel may need more than 32 bits
@@ -78,9 +79,10 @@ class Variant:
 class Recipe:
     """A pipeline, its components, and how to make and call it.
 
-    `make(variant, components)` returns the pipeline with random weights in float32, and those of its optional parts that
-    `components` name; `load(path_or_repo, dtype, components)` one with real weights; `call(pipeline, example, steps, seed)`
-    the keyword arguments of one call of either, the prompt embedded unless the pipeline has text encoders.
+    `scheduler()` is the pipeline's. `make(variant, components, scheduler)` returns the pipeline with random weights in
+    float32, and those of its optional parts that `components` name; `load(path_or_repo, dtype, components)` one with real
+    weights; `call(pipeline, example, steps, seed)` the keyword arguments of one call of either, the prompt embedded unless
+    the pipeline has text encoders.
     """
 
     name: str
@@ -89,7 +91,8 @@ class Recipe:
     min_steps: int
     components: tuple[Component, ...]
     variants: Mapping[str, Variant]
-    make: Callable[[Variant, tuple[str, ...]], DiffusionPipeline]
+    scheduler: Callable[[], SchedulerMixin]
+    make: Callable[[Variant, tuple[str, ...], SchedulerMixin], DiffusionPipeline]
     load: Callable[[str, torch.dtype, tuple[str, ...]], DiffusionPipeline]
     call: Callable[[DiffusionPipeline, Example, int, int], dict[str, Any]]
     fuse_qkv: bool = True  # whether the denoiser's attention projections can be fused
@@ -109,17 +112,33 @@ class Recipe:
         """The sizes that the dynamic graphs of `component` serve."""
         return component.buckets or (Bucket(self.divisor),)
 
-    def pipeline(self, variant: Variant, *, dtype: str, weights: str | None, components: tuple[str, ...] = ()) -> DiffusionPipeline:
+    def pipeline(
+        self,
+        variant: Variant,
+        *,
+        dtype: str,
+        weights: str | None,
+        components: tuple[str, ...] = (),
+        tensors: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> DiffusionPipeline:
         """The pipeline, ready to run: real weights when `weights` says where, else the variant with seeded random ones.
 
-        Raises BadInput when there is no such folder or repository.
+        Random weights are made within `tensors()`, where a device that is only simulated gives them no data; a scheduler's
+        few numbers are looked at when it is made, and always have them. Raises BadInput when there is no such folder or
+        repository.
         """
         import torch
 
         kind: torch.dtype = getattr(torch, dtype)
-        pipeline = self.make(variant, components) if weights is None else self._loaded(weights, kind, components)
+        if weights is not None:
+            pipeline = self._loaded(weights, kind, components)
+        else:
+            scheduler = self.scheduler()
+            with tensors():
+                made = self.make(variant, components, scheduler)
+                pipeline = made if kind == torch.float32 else made.to(dtype=kind)
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline if weights or kind == torch.float32 else pipeline.to(dtype=kind)
+        return pipeline
 
     def _loaded(self, weights: str, dtype: torch.dtype, components: tuple[str, ...]) -> DiffusionPipeline:
         try:

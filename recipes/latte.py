@@ -13,17 +13,23 @@ from recipes.config import SMALL_VAE, instantiate
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import LattePipeline
+    from diffusers import DDIMScheduler, LattePipeline
 
 PROMPT_TOKENS = 120  # LattePipeline's own, not to be set
 
 
-def make(variant: Variant, components: tuple[str, ...]) -> LattePipeline:
+def scheduler() -> DDIMScheduler:
+    from diffusers import DDIMScheduler
+
+    return instantiate(DDIMScheduler, "latte.scheduler")
+
+
+def make(variant: Variant, components: tuple[str, ...], scheduler: Any) -> LattePipeline:
     """The pipeline with random weights; seed torch before. Without text encoder and tokenizer unless `components` names one.
 
     The VAE is given explicitly: Latte-1's own index names the plain one, which decodes frame by frame and flickers.
     """
-    from diffusers import AutoencoderKLTemporalDecoder, DDIMScheduler, LattePipeline, LatteTransformer3DModel
+    from diffusers import AutoencoderKLTemporalDecoder, LattePipeline, LatteTransformer3DModel
 
     row = variant.configs
     with_text = text.wanted(components)
@@ -32,7 +38,7 @@ def make(variant: Variant, components: tuple[str, ...]) -> LattePipeline:
         text_encoder=text.t5("latte.text_encoder", row.get("text_encoder")) if with_text else None,
         vae=instantiate(AutoencoderKLTemporalDecoder, "latte.vae_temporal_decoder", row.get("vae")).eval(),
         transformer=instantiate(LatteTransformer3DModel, "latte.transformer", row.get("transformer")).eval(),
-        scheduler=instantiate(DDIMScheduler, "latte.scheduler"),
+        scheduler=scheduler,
     )
 
 
@@ -42,15 +48,14 @@ def load(weights: str, dtype: torch.dtype, components: tuple[str, ...]) -> Latte
     The temporal VAE is in the subfolder `vae_temporal_decoder`, as Latte-1 has it, or is the folder's own `vae`. The
     scheduler is ours: with `variance_type` set, as in published scripts, the pipeline fails at its first step.
     """
-    from diffusers import AutoencoderKLTemporalDecoder, DDIMScheduler, LattePipeline
+    from diffusers import AutoencoderKLTemporalDecoder, LattePipeline
 
     without = {} if text.wanted(components) else {"text_encoder": None, "tokenizer": None}
     try:
         vae = AutoencoderKLTemporalDecoder.from_pretrained(weights, subfolder="vae_temporal_decoder", torch_dtype=dtype)
     except OSError:
         vae = AutoencoderKLTemporalDecoder.from_pretrained(weights, subfolder="vae", torch_dtype=dtype)
-    scheduler = instantiate(DDIMScheduler, "latte.scheduler")
-    return LattePipeline.from_pretrained(weights, torch_dtype=dtype, vae=vae, scheduler=scheduler, **without)
+    return LattePipeline.from_pretrained(weights, torch_dtype=dtype, vae=vae, scheduler=scheduler(), **without)
 
 
 def call(pipeline: LattePipeline, example: Example, steps: int, seed: int) -> dict[str, Any]:
@@ -129,6 +134,7 @@ LATTE = Recipe(
             frames=4,
         ),
     },
+    scheduler=scheduler,
     make=make,
     load=load,
     call=call,

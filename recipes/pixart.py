@@ -14,14 +14,20 @@ from recipes.seeds import SQUARES
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import PixArtAlphaPipeline
+    from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline
 
 PROMPT_TOKENS = 120  # PixArtAlphaPipeline's max_sequence_length
 
 
-def make(variant: Variant, components: tuple[str, ...]) -> PixArtAlphaPipeline:
+def scheduler() -> DPMSolverMultistepScheduler:
+    from diffusers import DPMSolverMultistepScheduler
+
+    return instantiate(DPMSolverMultistepScheduler, "pixart.scheduler")
+
+
+def make(variant: Variant, components: tuple[str, ...], scheduler: Any) -> PixArtAlphaPipeline:
     """The pipeline with random weights; seed torch before. Without text encoder and tokenizer unless `components` names one."""
-    from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+    from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtTransformer2DModel
 
     row = variant.configs
     with_text = text.wanted(components)
@@ -30,7 +36,7 @@ def make(variant: Variant, components: tuple[str, ...]) -> PixArtAlphaPipeline:
         text_encoder=text.t5("pixart.text_encoder", row.get("text_encoder")) if with_text else None,
         vae=instantiate(AutoencoderKL, "pixart.vae", row.get("vae")).eval(),
         transformer=instantiate(PixArtTransformer2DModel, "pixart.transformer", row.get("transformer")).eval(),
-        scheduler=instantiate(DPMSolverMultistepScheduler, "pixart.scheduler"),
+        scheduler=scheduler,
     )
 
 
@@ -114,6 +120,7 @@ PIXART_ALPHA = Recipe(
             steps=4,
         ),
     },
+    scheduler=scheduler,
     make=make,
     load=load,
     call=call,

@@ -14,12 +14,18 @@ from recipes.seeds import SQUARES
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 
-def make(variant: Variant, components: tuple[str, ...]) -> StableDiffusionPipeline:
+def scheduler() -> DDIMScheduler:
+    from diffusers import DDIMScheduler
+
+    return instantiate(DDIMScheduler, "sd21.scheduler")
+
+
+def make(variant: Variant, components: tuple[str, ...], scheduler: Any) -> StableDiffusionPipeline:
     """The pipeline with random weights; seed torch before. Without text encoder and tokenizer unless `components` names one."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
     row = variant.configs
     with_text = text.wanted(components)
@@ -28,7 +34,7 @@ def make(variant: Variant, components: tuple[str, ...]) -> StableDiffusionPipeli
         text_encoder=text.clip("sd21.text_encoder", row.get("text_encoder"), projected=False) if with_text else None,
         tokenizer=text.tokenizer(text.CLIP_TOKENS) if with_text else None,
         unet=instantiate(UNet2DConditionModel, "sd21.unet", row.get("unet")).eval(),
-        scheduler=instantiate(DDIMScheduler, "sd21.scheduler"),
+        scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -104,6 +110,7 @@ SD21 = Recipe(
             steps=4,
         ),
     },
+    scheduler=scheduler,
     make=make,
     load=load,
     call=call,

@@ -14,20 +14,26 @@ from recipes.seeds import SQUARES
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusion3Pipeline
+    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
 T5_TOKENS = 256  # StableDiffusion3Pipeline's max_sequence_length
 _TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
 
 
-def make(variant: Variant, components: tuple[str, ...]) -> StableDiffusion3Pipeline:
+def scheduler() -> FlowMatchEulerDiscreteScheduler:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return instantiate(FlowMatchEulerDiscreteScheduler, "sd3.scheduler")
+
+
+def make(variant: Variant, components: tuple[str, ...], scheduler: Any) -> StableDiffusion3Pipeline:
     """The pipeline with random weights; seed torch before. Without text encoders and tokenizers unless `components` names one."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     row = variant.configs
     return StableDiffusion3Pipeline(
         transformer=instantiate(SD3Transformer2DModel, "sd3.transformer", row.get("transformer")).eval(),
-        scheduler=instantiate(FlowMatchEulerDiscreteScheduler, "sd3.scheduler"),
+        scheduler=scheduler,
         vae=instantiate(AutoencoderKL, "sd3.vae", row.get("vae")).eval(),
         **(_text(row) if text.wanted(components) else dict.fromkeys(_TEXT)),
     )
@@ -126,6 +132,7 @@ SD3 = Recipe(
             steps=4,
         ),
     },
+    scheduler=scheduler,
     make=make,
     load=load,
     call=call,

@@ -16,21 +16,27 @@ from recipes.seeds import RARE, SDXL_SQUARES, SQUARES
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionXLPipeline
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
 ADAPTER = "h94/IP-Adapter"  # where the adapter of the published weights is
 _TEXT = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 
-def make(variant: Variant, components: tuple[str, ...]) -> StableDiffusionXLPipeline:
+def scheduler() -> EulerDiscreteScheduler:
+    from diffusers import EulerDiscreteScheduler
+
+    return instantiate(EulerDiscreteScheduler, "sdxl.scheduler")
+
+
+def make(variant: Variant, components: tuple[str, ...], scheduler: Any) -> StableDiffusionXLPipeline:
     """The pipeline with random weights; seed torch before. Without text encoders and tokenizers unless `components` names one."""
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 
     row = variant.configs
     return StableDiffusionXLPipeline(
         vae=instantiate(AutoencoderKL, "sdxl.vae", row.get("vae")).eval(),
         unet=instantiate(UNet2DConditionModel, "sdxl.unet", row.get("unet")).eval(),
-        scheduler=instantiate(EulerDiscreteScheduler, "sdxl.scheduler"),
+        scheduler=scheduler,
         add_watermarker=False,
         **(_text(row) if text.wanted(components) else dict.fromkeys(_TEXT)),
     )
@@ -73,14 +79,16 @@ def _prompt(pipeline: StableDiffusionXLPipeline, batch: int, generator: torch.Ge
     }
 
 
-def make_adapted(variant: Variant, components: tuple[str, ...]) -> StableDiffusionXLPipeline:
+def make_adapted(variant: Variant, components: tuple[str, ...], scheduler: Any) -> StableDiffusionXLPipeline:
     """`make` with a random IP-Adapter loaded, and its image encoder if `components` names that."""
-    pipeline = make(variant, components)
+    pipeline = make(variant, components, scheduler)
     if "image_encoder" in components:
         from transformers import CLIPImageProcessor
 
         pipeline.register_modules(image_encoder=_image_encoder(variant), feature_extractor=CLIPImageProcessor())
-    pipeline.load_ip_adapter(_adapter(pipeline.unet, _image_width(variant)), subfolder="", weight_name="", image_encoder_folder=None)
+    weights = _adapter(pipeline.unet, _image_width(variant))
+    # without accelerate's way of loading, which cannot hold weights that have no data: those of a simulated device
+    pipeline.load_ip_adapter(weights, subfolder="", weight_name="", image_encoder_folder=None, low_cpu_mem_usage=False)
     return pipeline
 
 
@@ -200,6 +208,7 @@ SDXL = Recipe(
     fuse_qkv=True,
     seed_shapes=(*SDXL_SQUARES, *RARE),
     variants=_variants(steps=30),
+    scheduler=scheduler,
     make=make,
     load=load,
     call=call,
@@ -213,6 +222,7 @@ SDXL_IP_ADAPTER = Recipe(
     fuse_qkv=True,
     seed_shapes=SQUARES,
     variants=_variants(steps=100),
+    scheduler=scheduler,
     make=make_adapted,
     load=load_adapted,
     call=call_adapted,
