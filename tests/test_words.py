@@ -6,13 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aot.errors import BadEnvironment, BadInput, Unsupported
+from aot.errors import BadInput, Unsupported
 from aot.mode import COMBINATIONS, WORDS, Mode, parse_options
 from aot.options import Options
 from aot.shape import Shape
-from aot.target import Target, instruction_set, supported_torch
-
-V4 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}
 
 
 @given(st.integers(1, 99999), st.integers(1, 99999))
@@ -100,40 +97,3 @@ def test_options_are_the_same_from_a_dict_and_from_json() -> None:
 def test_bad_options_name_the_field(given_: object, names: str) -> None:
     with pytest.raises(BadInput, match=names):
         Options.parse(given_)  # type: ignore[arg-type]
-
-
-def test_target_inverts() -> None:
-    here = Target.detect("cpu")
-    assert Target.parse(str(here)) == here
-    with pytest.raises(BadInput):
-        Target.parse("cpu")
-
-
-def test_an_unknown_gpu_is_refused() -> None:
-    with pytest.raises(BadInput, match="--gpu"):
-        Target.detect("h300")
-
-
-@pytest.mark.parametrize(
-    ("machine", "flags", "expected"),
-    [
-        ("x86_64", V4, "x86-64-v4"),
-        ("x86_64", V4 | {"avx512_vnni", "amx_tile"}, "x86-64-v4+avx512_vnni+amx_tile"),
-        ("x86_64", V4 - {"avx512vl"}, "x86-64-v3"),
-        ("x86_64", {"sse4_2"}, "x86-64"),
-        ("aarch64", set[str](), "aarch64"),
-    ],
-)
-def test_instruction_sets(machine: str, flags: set[str], expected: str) -> None:
-    assert instruction_set(machine, flags) == expected
-
-
-@pytest.mark.parametrize("version", ["2.11.0", "2.13.1+cu130", "2.15.0", "2.11.0rc1"])
-def test_supported_torch(version: str) -> None:
-    assert "+" not in supported_torch(version)
-
-
-@pytest.mark.parametrize("version", ["2.9.1", "2.10.0", "2.16.0", "3.0"])
-def test_a_torch_outside_the_range_is_refused_with_the_range(version: str) -> None:
-    with pytest.raises(BadEnvironment, match=r"2\.11 to 2\.15"):
-        supported_torch(version)
