@@ -24,13 +24,23 @@ Event: TypeAlias = dict[str, Any]
 class Process:
     """A task in its own interpreter. What it and its compilers print goes to `log`; its events come from `events`."""
 
-    def __init__(self, task: str, request: Mapping[str, Any], *, log: Path, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        task: str,
+        request: Mapping[str, Any],
+        *,
+        log: Path,
+        environ: Mapping[str, str],
+        python: str = sys.executable,
+        seconds: int = 0,
+    ) -> None:
+        """`python` is the interpreter; after `seconds`, unless 0, the process is killed."""
         self._task, self._log = task, log
         reading, writing = os.pipe()
         try:
             with open(log, "ab") as output:
                 self._child = subprocess.Popen(
-                    [sys.executable, "-m", ENTRY, task, str(writing)],
+                    [python, "-m", ENTRY, task, str(writing)],
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=output,
@@ -40,6 +50,9 @@ class Process:
         finally:
             os.close(writing)
         self._events = os.fdopen(reading, encoding="utf-8")
+        self._timer = threading.Timer(seconds, self._child.kill) if seconds else None
+        if self._timer:
+            self._timer.start()
         self.send(request)
 
     def __enter__(self) -> Self:
@@ -54,6 +67,8 @@ class Process:
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
+        if self._timer:
+            self._timer.cancel()
         self._events.close()
 
     def send(self, value: Any) -> None:
@@ -92,8 +107,9 @@ class Parent:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
-        for line in sys.stdin:
-            self._lines.put(json.loads(line))
+        with open(0, encoding="utf-8", closefd=False) as lines:  # not sys.stdin, which a fork closes, waiting for its reader
+            for line in lines:
+                self._lines.put(json.loads(line))
         os._exit(3)  # the parent is gone, or has no more use for this: leave at once, whatever a compiler is doing
 
     def receive(self) -> Any:
