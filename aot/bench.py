@@ -180,4 +180,4 @@ class _Run:
 
 
 def _machine(request: Request) -> dict[str, Any]:
-    return {"target": str(Target.detect(request.gpu)), "cores": os.cpu_count(), "python": platform.python_version()}
+    return {"target": str(Target.named(request.gpu)), "cores": os.cpu_count(), "python": platform.python_version()}

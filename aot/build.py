@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,11 +14,14 @@ from typing import Any, TypeAlias
 from aot.artifact import CACHE, GRAPH
 from aot.environment import INDUCTOR_DIRECTORY
 from aot.errors import BuildFailed
+from aot.isolated import Interpreter
 from aot.key import Key
 from aot.process import Event, Process
 from aot.request import Request
+from aot.sku import CPU
 from aot.target import Target
 from aot.toolchain import find_compiler, strip, write_compiler
+from aot.toolkit import find_toolkit, toolkit_environment
 from cache_store.digest import Digest
 from cache_store.layer import pack
 from cache_store.local import LocalStore
@@ -43,23 +45,34 @@ class Built:
     log: Path
 
 
-def build(request: Request, store: LocalStore, *, progress: Progress, environ: Mapping[str, str], rebuild: bool = False) -> Built:
+def build(
+    request: Request,
+    store: LocalStore,
+    *,
+    progress: Progress,
+    environ: Mapping[str, str],
+    rebuild: bool = False,
+    interpreter: Interpreter | None = None,
+) -> Built:
     """Build the artifact that `request` asks for and commit it to `store`; the store's own if it is there already.
 
     Compilation runs in fresh processes with fresh compiler caches; what they print goes to a log beside the store. Two builds
-    of one key at once make one artifact. On any error, or when killed, nothing is stored. Raises CodedError.
+    of one key at once make one artifact. On any error, or when killed, nothing is stored. `interpreter`: the Python, and so
+    the torch, to compile with; by default this process's own. Raises CodedError.
     """
+    compiled_by = interpreter or Interpreter()
+    environ = compiled_by.environment(environ)
     log = _log(store, request)
     with store.temporary() as work:
         graphs = work / GRAPH
         graphs.mkdir()
         started = time.perf_counter()
         message = {"request": request.to_json(), "directory": str(graphs)}
-        compiler = write_compiler(store.root / "toolchain", Target.detect(request.gpu), environ)
-        compiling = {**fresh(environ, work / "inductor"), "CXX": str(compiler)}
-        with Process("graphs", message, log=log, environ=compiling) as child:
+        compiling = {**fresh(environ, work / "inductor"), **_tools(request, store.root / "toolchain", environ, compiled_by)}
+        with Process("graphs", message, log=log, environ=compiling, python=compiled_by.python) as child:
             events = child.events()
-            key = Key(wait_for(events, "key", progress)["parts"])
+            planned = wait_for(events, "key", progress)
+            key = Key(planned["parts"])
             ref = Ref(request.recipe, key.digest)
             with store.building(ref) as waited:
                 present = store.resolve(ref)
@@ -70,24 +83,38 @@ def build(request: Request, store: LocalStore, *, progress: Progress, environ: M
                 done = wait_for(events, "done", progress)
                 kinds = [GRAPH]
                 if request.cache_layer:
-                    _fill_cache(request, work / CACHE, log=log, environ=environ, progress=progress)
+                    _fill_cache(request, work / CACHE, log=log, environ=environ, python=compiled_by.python, progress=progress)
                     kinds.append(CACHE)
                 progress("pack and store")
-                cold_build = f"{time.perf_counter() - started:.1f}"
-                manifest, blobs = _pack(work, kinds, key=key, name=request.recipe, done=done, cold_build=cold_build)
+                producer = {**_producer(), **planned["versions"], "cold_build": f"{time.perf_counter() - started:.1f}"}
+                manifest, blobs = _pack(work, kinds, key=key, name=request.recipe, done=done, producer=producer)
                 digest = store.commit(ref, manifest.encode(), blobs)
     return Built(ref, digest, manifest, fresh=True, log=log)
 
 
-def check_host(request: Request, environ: Mapping[str, str]) -> None:
+def check_host(request: Request, environ: Mapping[str, str], interpreter: Interpreter | None = None) -> None:
     """Raises BadEnvironment or BadInput when this host cannot build `request`. Imports no torch: a wrong host is told at once."""
-    Target.detect(request.gpu)
     find_compiler(environ)
+    if interpreter is None:
+        Target.named(request.gpu)
+    if request.gpu != CPU:
+        find_toolkit(environ, (interpreter or Interpreter()).path)
 
 
-def _fill_cache(request: Request, directory: Path, *, log: Path, environ: Mapping[str, str], progress: Progress) -> None:
+def _tools(request: Request, directory: Path, environ: Mapping[str, str], interpreter: Interpreter) -> dict[str, str]:
+    """The variables by which torch finds the compiler, and for a GPU a CUDA toolkit."""
+    tools = {"CXX": str(write_compiler(directory, request.gpu, environ))}
+    if request.gpu != CPU:
+        tools |= toolkit_environment(directory, environ, path=interpreter.path, nvcc=bool(request.also))
+    if request.also:
+        versions = [arch.removeprefix("sm_") for arch in request.also]
+        tools["TORCH_CUDA_ARCH_LIST"] = " ".join(f"{version[:-1]}.{version[-1]}" for version in versions)
+    return tools
+
+
+def _fill_cache(request: Request, directory: Path, *, log: Path, environ: Mapping[str, str], python: str, progress: Progress) -> None:
     progress("start torch.compile for the cache layer")
-    with Process("cache", {"request": request.to_json()}, log=log, environ=fresh(environ, directory)) as child:
+    with Process("cache", {"request": request.to_json()}, log=log, environ=fresh(environ, directory), python=python) as child:
         wait_for(child.events(), "done", progress)
     strip(directory)
 
@@ -103,7 +130,9 @@ def wait_for(events: Any, name: str, progress: Progress) -> Event:
     raise BuildFailed(f"the build process ended without {name!r}.")
 
 
-def _pack(work: Path, kinds: list[str], *, key: Key, name: str, done: Event, cold_build: str) -> tuple[Manifest, dict[Digest, Path]]:
+def _pack(
+    work: Path, kinds: list[str], *, key: Key, name: str, done: Event, producer: dict[str, str]
+) -> tuple[Manifest, dict[Digest, Path]]:
     layers: list[Layer] = []
     files: list[FileEntry] = []
     blobs: dict[Digest, Path] = {}
@@ -118,7 +147,7 @@ def _pack(work: Path, kinds: list[str], *, key: Key, name: str, done: Event, col
         name=name,
         key=dict(key.parts),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        producer=_producer(cold_build),
+        producer=producer,
         layers=tuple(layers),
         files=tuple(files),
         measured=done["measured"],
@@ -132,9 +161,8 @@ def _shipped(root: Path) -> list[str]:
     return [path.as_posix() for path in found if path.parts[0] not in _NOT_SHIPPED and path.suffix not in (".lock", ".tmp", ".pt2")]
 
 
-def _producer(cold_build: str) -> dict[str, str]:
-    versions = {package: version(package) for package in ("aot", "torch", "diffusers", "zstandard")}
-    return {**versions, "python": platform.python_version(), "cold_build": cold_build}
+def _producer() -> dict[str, str]:
+    return {package: version(package) for package in ("aot", "zstandard")}
 
 
 def _log(store: LocalStore, request: Request) -> Path:
@@ -144,6 +172,12 @@ def _log(store: LocalStore, request: Request) -> Path:
 
 
 def fresh(environ: Mapping[str, str], directory: Path) -> dict[str, str]:
-    """The environment of a compiling process: an empty Inductor directory, and hashes that do not change from run to run."""
+    """The environment of a compiling process: an empty Inductor directory, and nothing that changes from run to run."""
     directory.mkdir()
-    return {**environ, INDUCTOR_DIRECTORY: str(directory), "TRITON_CACHE_DIR": str(directory / "triton"), "PYTHONHASHSEED": "0"}
+    return {
+        **environ,
+        INDUCTOR_DIRECTORY: str(directory),
+        "TRITON_CACHE_DIR": str(directory / "triton"),
+        "TRITON_DISABLE_LINE_INFO": "1",  # or every kernel holds the path of its source, another one each time
+        "PYTHONHASHSEED": "0",
+    }

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode  # checked on torch 2.15.0
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # checked on torch 2.11.0, 2.13.0 and 2.15.0
 
 from aot.signature import Convention, Form, Signature, TensorSpec, fill, flatten
 
@@ -71,16 +71,19 @@ def dtype_of(module: nn.Module) -> torch.dtype:
 
 
 @contextmanager
-def recording(modules: Mapping[str, nn.Module], blocks: Mapping[str, list[str]]) -> Iterator[list[Call]]:
+def recording(
+    modules: Mapping[str, nn.Module], blocks: Mapping[str, list[str]], fakes: FakeTensorMode | None = None
+) -> Iterator[list[Call]]:
     """Within, a call of any of `modules` computes nothing: it is written down and answered with zeros of the right shape.
 
-    `blocks` names, by component, the submodules whose own calls are written down too. Yields the distinct calls, in the
-    order in which they came. The modules are as before afterwards, also on error.
+    `blocks` names, by component, the submodules whose own calls are written down too; `fakes` is the mode that the weights
+    are of, where they have no data. Yields the distinct calls, in the order in which they came. The modules are as before
+    afterwards, also on error.
     """
     calls: list[Call] = []
     with ExitStack() as stack:
         for path, module in modules.items():
-            recorder = _Recorder(path, module, blocks.get(path, []), calls)
+            recorder = _Recorder(path, module, blocks.get(path, []), calls, fakes)
             stack.callback(_put_back, module, vars(module).get("forward"))
             module.forward = recorder
         yield calls
@@ -94,8 +97,8 @@ def _put_back(module: nn.Module, forward: Any) -> None:
 
 
 class _Recorder:
-    def __init__(self, path: str, module: nn.Module, blocks: list[str], calls: list[Call]) -> None:
-        self._path, self._module, self._blocks, self._calls = path, module, blocks, calls
+    def __init__(self, path: str, module: nn.Module, blocks: list[str], calls: list[Call], fakes: FakeTensorMode | None) -> None:
+        self._path, self._module, self._blocks, self._calls, self._fakes = path, module, blocks, calls, fakes
         self._forward = module.forward
         self._convention = Convention(module.forward)
         self._answers: dict[Signature, tuple[Form, list[TensorSpec]]] = {}
@@ -112,11 +115,12 @@ class _Recorder:
 
     def _fake_run(self, signature: Signature, tensors: list[torch.Tensor]) -> tuple[Form, list[TensorSpec], tuple[BlockCall, ...]]:
         """Run the module on tensors that have metadata and no data: the strides are the device's own, the time is none."""
-        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        fake = self._fakes or FakeTensorMode(allow_non_fake_inputs=True)
         weights: dict[str, torch.Tensor] = {
-            name: fake.from_tensor(tensor) for name, tensor in [*self._module.named_parameters(), *self._module.named_buffers()]
+            name: tensor if self._fakes else fake.from_tensor(tensor)
+            for name, tensor in [*self._module.named_parameters(), *self._module.named_buffers()]
         }
-        args, kwargs = signature.call([fake.from_tensor(tensor) for tensor in tensors])
+        args, kwargs = signature.call([tensor if isinstance(tensor, FakeTensor) else fake.from_tensor(tensor) for tensor in tensors])
         seen: list[BlockCall] = []
         outputs: list[torch.Tensor] = []
         with ExitStack() as stack, torch.no_grad():

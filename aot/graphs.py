@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
+from unittest import mock
 
 import torch
 
 from aot.book import FILE, Book, GraphEntry, Kind
 from aot.capture import Call, in_dtype
 from aot.certificate import check, compare, tolerance
+from aot.cubin import architectures
+from aot.device import Device, open_device, wait_for_device
 from aot.dispatch import OnMiss, Policy
-from aot.inductor import check_options, compile_graph, jit
+from aot.environment import INDUCTOR_DIRECTORY
+from aot.errors import BuildFailed
+from aot.golden import FILE as GOLDEN
+from aot.golden import Golden
+from aot.inductor import Configuration, check_options, compile_graph, jit
 from aot.ledger import Ledger
 from aot.load import forward_of, put, sites, take_away
-from aot.plan import Plan, make_plan
+from aot.parallel import in_forks
+from aot.plan import Plan, Unit, make_plan
 from aot.process import Parent
 from aot.recipe import Recipe
 from aot.request import Request
 from aot.runner import Graph
 from aot.settings import claim, complete
+from aot.signature import Form, TensorSpec
+from aot.sku import CPU
+from aot.target import Target
 from aot.weights import LiveWeights
 from cache_store.digest import Digest
 
@@ -31,19 +47,30 @@ Measured: TypeAlias = dict[str, Any]
 
 def compile_artifact(recipe: Recipe, request: Request, directory: Path, parent: Parent) -> None:
     """Fill `directory` with the files of the graph layer. The parent hears the key first and answers whether to go on."""
+    check_options(request.options)
+    claim("this build", complete(request.options.process))
+    with open_device(request.gpu, simulate=request.simulate) as device:
+        _compile_on(device, recipe, request, directory, parent)
+
+
+def _compile_on(device: Device, recipe: Recipe, request: Request, directory: Path, parent: Parent) -> None:
     with _stage(parent, "capture the pipeline's calls"):
-        check_options(request.options)
-        claim("this build", complete(request.options.process))
-        plan = make_plan(recipe, request)
-    parent.tell("key", parts=dict(plan.key.parts), units=list(map(str, plan.units)))
+        plan = make_plan(recipe, request, device)
+    parent.tell("key", parts=dict(plan.key.parts), units=list(map(str, plan.units)), versions=_versions(device))
     if parent.receive() != "go":
         return
     measured: Measured = {"compile_s": {}}
-    book, graphs = _compile(plan, request, directory, parent, measured)
+    book = _compile(plan, request, device, directory, parent, measured)
     (directory / FILE).write_bytes(book.encode())
-    with _stage(parent, "check against eager"):
-        allowed = tolerance(request.options.mode, request.dtype)
-        certificate = check_graphs(plan, book, graphs, allowed=allowed, measured=measured)
+    certificate: dict[str, Any] = {"unchecked": f"built without its GPU: nothing was run on {Target.named(request.gpu).sku}"}
+    if not device.simulated:
+        with _stage(parent, "check against eager"):
+            graphs = [Graph(entry, directory / entry.file, device=device.type) for entry in book.graphs]
+            allowed = tolerance(request.options.mode, request.dtype)
+            certificate = check_graphs(plan, book, graphs, device=device.type, allowed=allowed, measured=measured)
+        with _stage(parent, "record golden outputs"):
+            golden = Golden.record(book, {graph.entry.file: graph.run_flat for graph in graphs})
+            (directory / GOLDEN).write_bytes(golden.encode())
     parent.tell("done", measured=measured, certificate=certificate)
 
 
@@ -62,31 +89,70 @@ def fill_cache(recipe: Recipe, request: Request, parent: Parent) -> None:
     parent.tell("done")
 
 
-def _compile(plan: Plan, request: Request, directory: Path, parent: Parent, measured: Measured) -> tuple[Book, list[Graph]]:
-    entries, kinds = [], dict[Digest, Kind]()
-    for number, unit in enumerate(plan.units):
-        with _stage(parent, f"compile {unit} ({number + 1} of {len(plan.units)})") as stage:
-            file = f"{unit.component}-{number}.so"
-            module, fingerprint = plan.kinds[unit.kind]
-            frozen = request.options.mode.freezing
-            with in_dtype(module, unit.dtype):
-                library = directory / file
-                outputs = compile_graph(module, unit.signature, dynamic=unit.dynamic, options=request.options, library=library)
-                kinds[unit.kind] = Kind(fingerprint, () if frozen else _weights(module))
-            entries.append(GraphEntry(unit.component, unit.paths, unit.kind, file, unit.signature, outputs, unit.dynamic, frozen))
-        measured["compile_s"][file] = stage["seconds"]
+def _versions(device: Device) -> dict[str, str]:
+    """Of what compiles; triton and CUDA where they take part."""
+    found = {"torch": torch.__version__, "diffusers": version("diffusers"), "python": platform.python_version()}
+    return found if device.type == CPU else {**found, "triton": version("triton"), "cuda": str(torch.version.cuda)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """What compiling one unit gave, beside its library."""
+
+    outputs: Form
+    weights: tuple[tuple[str, TensorSpec], ...]
+    seconds: float
+    cubins: dict[str, int]
+
+
+def _compile(plan: Plan, request: Request, device: Device, directory: Path, parent: Parent, measured: Measured) -> Book:
+    """Compile every unit, several at once: in forks, which a real GPU's context does not survive."""
+    files = [f"{unit.component}-{number}.so" for number, unit in enumerate(plan.units)]
+    work = [partial(_compile_unit, plan, request, device, unit, directory / file) for unit, file in zip(plan.units, files, strict=True)]
+    at_once = len(os.sched_getaffinity(0)) if device.simulated or device.type == CPU else 1
+    parent.tell("stage", what=f"compile {len(work)} graphs, {min(at_once, len(work))} at once")
+    found: dict[int, _Compiled] = {}
+    for place, compiled in in_forks(work, at_once=at_once):
+        found[place] = compiled
+        parent.tell("stage", what=f"compiled {plan.units[place]} in {compiled.seconds:.1f} s ({len(found)} of {len(work)})")
+    entries, kinds, frozen = [], dict[Digest, Kind](), request.options.mode.freezing
+    for number, (unit, file) in enumerate(zip(plan.units, files, strict=True)):
+        one = found[number]
+        kinds[unit.kind] = Kind(plan.kinds[unit.kind][1], one.weights)
+        entries.append(GraphEntry(unit.component, unit.paths, unit.kind, file, unit.signature, one.outputs, unit.dynamic, frozen))
+        measured["compile_s"][file] = one.seconds
+        if one.cubins:
+            measured.setdefault("cubins", {})[file] = one.cubins
     components = {path: fingerprint.digest for path, fingerprint in plan.fingerprints.items()}
     for fingerprint in plan.fingerprints.values():  # in regional scope no graph is of a component's kind: kept to explain a miss
         kinds.setdefault(fingerprint.digest, Kind(fingerprint))
-    return Book(tuple(entries), components, kinds), [Graph(entry, directory / entry.file) for entry in entries]
+    return Book(tuple(entries), components, kinds)
 
 
-def _weights(module: torch.nn.Module) -> tuple[tuple[str, Any], ...]:
-    weights = LiveWeights(module)
-    return tuple(zip(weights.names, weights.specs(), strict=True))
+def _compile_unit(plan: Plan, request: Request, device: Device, unit: Unit, library: Path) -> _Compiled:
+    started, (module, _) = time.perf_counter(), plan.kinds[unit.kind]
+    configuration = Configuration(request.inductor, request.options.mode.freezing, device.type, request.also)
+    with device.tensors():
+        tensors = unit.signature.zeros()
+    # each in a directory of its own: two graphs compiled at once would write files of the same names
+    own = {INDUCTOR_DIRECTORY: str(Path(os.environ[INDUCTOR_DIRECTORY]) / library.stem)}
+    with in_dtype(module, unit.dtype), mock.patch.dict(os.environ, own):
+        outputs = compile_graph(module, unit.signature, tensors, dynamic=unit.dynamic, configuration=configuration, library=library)
+        live = LiveWeights(module)
+        weights = () if configuration.frozen else tuple(zip(live.names, live.specs(), strict=True))
+    cubins = {} if device.type == CPU else _check_cubins(library, request)
+    return _Compiled(outputs, weights, round(time.perf_counter() - started, 3), cubins)
 
 
-def check_graphs(plan: Plan, book: Book, graphs: list[Graph], *, allowed: float, measured: Measured) -> dict[str, Any]:
+def _check_cubins(library: Path, request: Request) -> dict[str, int]:
+    """The machine code in a library, by architecture. Raises BuildFailed when any is for another than was asked for."""
+    found, asked = architectures(library.read_bytes()), {Target.named(request.gpu).arch, *request.also}
+    if others := sorted(set(found) - asked):
+        raise BuildFailed(f"{library.name} has kernels for {', '.join(others)}, asked for were {', '.join(sorted(asked))}.")
+    return found
+
+
+def check_graphs(plan: Plan, book: Book, graphs: list[Graph], *, device: str, allowed: float, measured: Measured) -> dict[str, Any]:
     """Compare each component, run through its graphs exactly as it will be when loaded, with eager. Raises OutsideTolerance.
 
     All of eager comes first: a graph left in place would be compared with itself.
@@ -95,7 +161,7 @@ def check_graphs(plan: Plan, book: Book, graphs: list[Graph], *, allowed: float,
     with torch.inference_mode():
         eager = [_timed(plan, call) for call in calls]
         for (name, _), site in sites(book, graphs, plan.modules).items():
-            site.serve(Policy(name, "cpu", OnMiss.ERROR, lambda function: function, Ledger()))
+            site.serve(Policy(name, device, OnMiss.ERROR, lambda function: function, Ledger()))
         try:
             served = [_timed(plan, call) for call in calls]
         finally:
@@ -117,6 +183,7 @@ def _timed(plan: Plan, call: Call) -> tuple[Any, float]:
     with in_dtype(module, call.dtype):
         started = time.perf_counter()
         returned = module(*args, **kwargs)
+        wait_for_device()
         return returned, round(time.perf_counter() - started, 4)
 
 

@@ -1,12 +1,13 @@
 """Inductor: the one module that drives torch's compiler. Private names of torch stay in here and in `runner`, `capture`.
 
-Checked on torch 2.15.0: `torch._inductor.aoti_compile_and_package`, `torch._inductor.config`.
+Checked on torch 2.11.0, 2.13.0 and 2.15.0: `torch._inductor.aoti_compile_and_package`, `torch._inductor.config`.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, cast
@@ -17,10 +18,12 @@ from torch.export import Dim
 
 from aot.choice import choice
 from aot.dynamic import DynamicRange, Extent
-from aot.errors import BuildFailed
+from aot.errors import BuildFailed, Unsupported
+from aot.mode import Setting
 from aot.options import Options
 from aot.signature import Form, Signature, flatten
 from aot.weights import LiveWeights
+from cache_store.errors import CodedError
 
 
 class _Returned:
@@ -63,20 +66,63 @@ class _WeightsInside(nn.Module):
         return found
 
 
-def compile_graph(module: nn.Module, signature: Signature, *, dynamic: DynamicRange | None, options: Options, library: Path) -> Form:
-    """Compile `module` for calls of `signature`, or of all of `dynamic`, into the shared library `library`; return its outputs' form.
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """How graphs are compiled: Inductor's options, whether the weights go inside, the device type, further GPU architectures."""
 
-    The library takes the module's weights (in the order of LiveWeights.names; none under freezing), then the call's tensors.
-    Raises BuildFailed.
+    inductor: Mapping[str, Setting]
+    frozen: bool
+    device: str
+    also: tuple[str, ...] = ()
+
+    def of_inductor(self) -> dict[str, Any]:
+        """As Inductor takes it. Raises Unsupported for what this torch cannot do."""
+        # the number of cores that serve is not the number that built; a CUDA graph is recorded around a loaded graph, not in it
+        found: dict[str, Any] = {"cpp.dynamic_threads": True}
+        found |= {name: value for name, value in self.inductor.items() if name != "triton.cudagraphs"}
+        if self.device == "cuda":
+            # nothing is computed on the host; trying out what its CPU has takes longer than compiling a block
+            found |= {"aot_inductor.embed_kernel_binary": True, "cpp.simdlen": 256, "cpp.vec_isa_ok": True}
+        if self.also:
+            _check_multi_arch()
+            found["aot_inductor.emit_multi_arch_kernel"] = True
+        return found
+
+
+def _check_multi_arch() -> None:
+    from torch._inductor.codegen.cuda import compile_utils  # up to torch 2.13 it knows no list of architectures
+
+    if not hasattr(compile_utils, "_cuda_multi_arch_gencode_options"):
+        raise Unsupported(
+            f"--also: torch {torch.__version__} puts one architecture into a library.",
+            remedy="build with torch 2.15, or once for each GPU.",
+        )
+
+
+def compile_graph(
+    module: nn.Module,
+    signature: Signature,
+    tensors: list[torch.Tensor],
+    *,
+    dynamic: DynamicRange | None,
+    configuration: Configuration,
+    library: Path,
+) -> Form:
+    """Compile `module` for calls of `signature`, or of all of `dynamic`, into the shared library `library`.
+
+    Returns its outputs' form. `tensors` are of the signature; like the weights they may be fakes. The library takes the
+    module's weights (in the order of LiveWeights.names; none under freezing), then the call's tensors. Raises BuildFailed.
     """
-    names, weights = _inputs(module, options)
-    wrapped = _WeightsInside(module, signature) if options.mode.freezing else _WeightsAsInputs(module, names, signature)
+    names, weights = _inputs(module, configuration)
+    wrapped = _WeightsInside(module, signature) if configuration.frozen else _WeightsAsInputs(module, names, signature)
     shapes = None if dynamic is None else ([None] * len(weights), symbols(dynamic))
     package = library.with_suffix(".pt2")
     try:
         with torch.no_grad():
-            program = torch.export.export(wrapped, (weights, signature.zeros()), dynamic_shapes=shapes, strict=False)
-            torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=_configs(options))
+            program = torch.export.export(wrapped, (weights, tensors), dynamic_shapes=shapes, strict=False)
+            torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=configuration.of_inductor())
+    except CodedError:
+        raise
     except Exception as error:  # whatever the compiler raises is its answer; the traceback goes to the build log
         raise BuildFailed(f"{type(module).__name__} did not compile: {type(error).__name__}: {_first_line(error)}") from error
     _extract_library(package, library)
@@ -84,9 +130,9 @@ def compile_graph(module: nn.Module, signature: Signature, *, dynamic: DynamicRa
     return wrapped.returned.form
 
 
-def _inputs(module: nn.Module, options: Options) -> tuple[list[str], list[torch.Tensor]]:
+def _inputs(module: nn.Module, configuration: Configuration) -> tuple[list[str], list[torch.Tensor]]:
     """The names and tensors of the weights that a graph takes as inputs."""
-    if options.mode.freezing:
+    if configuration.frozen:
         return [], []
     weights = LiveWeights(module)
     return weights.names, weights.tensors() or []
@@ -140,11 +186,6 @@ def check_options(options: Options) -> None:
 
     for name in options.inductor:
         choice(name, known=config._config, field=f"Inductor option (torch {torch.__version__})")  # type: ignore[attr-defined]
-
-
-def _configs(options: Options) -> dict[str, Any]:
-    # the number of cores that serve is not the number that built; a CUDA graph is recorded around a loaded graph, not in it
-    return {"cpp.dynamic_threads": True, **{name: value for name, value in options.inductor.items() if name != "triton.cudagraphs"}}
 
 
 def _extract_library(package: Path, library: Path) -> None:

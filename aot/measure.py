@@ -17,6 +17,7 @@ import torch
 import aot
 from aot.capture import in_dtype
 from aot.certificate import compare
+from aot.device import wait_for_device
 from aot.measurement import Way
 from aot.nexfort import PIPELINE_COMPONENTS
 from aot.plan import SEED, make_plan, prepare
@@ -82,6 +83,7 @@ class _Call:
         with in_dtype(self._module, self._dtype):
             started = time.perf_counter()
             self.output = self._module(*self._args, **self._kwargs)
+            wait_for_device()
             return time.perf_counter() - started
 
 
@@ -110,6 +112,7 @@ def _serve(recipe: Recipe, request: Request, pipeline: Any, calls: list[_Call], 
             with _step_times(pipeline.scheduler) as times:
                 started = time.perf_counter()
                 pipeline(**arguments)
+                wait_for_device()
                 seconds = time.perf_counter() - started
             parent.tell("pipeline", seconds=seconds, iterations_per_s=(len(times) - 1) / (times[-1] - times[0]))
 
@@ -130,6 +133,7 @@ def _step_times(scheduler: Any) -> Iterator[list[float]]:
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         result = step(*args, **kwargs)
+        wait_for_device()
         times.append(time.perf_counter())
         return result
 
@@ -141,5 +145,7 @@ def _step_times(scheduler: Any) -> Iterator[list[float]]:
 
 
 def _max_memory() -> int:
-    """Bytes: the process's largest resident size (on a CPU there is nothing else to ask)."""
+    """Bytes: the most that was allocated on the GPU, as nexfort's tables have it; on a CPU the process's largest resident size."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -20,6 +20,7 @@ class Word:
     process: Mapping[str, bool] = field(default_factory=dict)
     device: str = ""  # the only device it can be built for; empty: any
     reason: str = ""  # why no other
+    timed: bool = False  # whether it chooses kernels by timing them on the device
 
 
 LOW_PRECISION, FREEZING, CUDAGRAPHS = "low-precision", "freezing", "cudagraphs"
@@ -37,7 +38,7 @@ WORDS: Mapping[str, Word] = {
         "keep everything that was compiled: the artifact itself, and Inductor's caches, on by default", "a cache layer beside the graphs"
     ),
     "max-autotune": Word(
-        "search for the best kernels", "minutes of timing kernels at build, on the GPU itself", inductor={"max_autotune": True}
+        "search for the best kernels", "minutes of timing kernels at build, on the GPU itself", inductor={"max_autotune": True}, timed=True
     ),
     "max-optimize": Word(
         "search further: tiles by coordinate descent, several kernels a fusion, Triton beside the library's matmuls",
@@ -47,6 +48,7 @@ WORDS: Mapping[str, Word] = {
             "triton.multi_kernel": 1,
             "max_autotune_gemm_backends": "TRITON,ATEN",
         },
+        timed=True,
     ),
     CUDAGRAPHS: Word(
         "record the kernel launches at a call's first time, replay them from then on",
@@ -78,6 +80,14 @@ COMBINATIONS: Mapping[str, tuple[str, ...]] = {
     "O2": ("max-optimize", "max-autotune", "cache-all"),
     "O3": ("max-optimize", "max-autotune", "low-precision", "cache-all"),
 }
+# Inductor's options that time kernels: those of the timed words, and others that a user may set
+TIMED_OPTIONS = frozenset(
+    {
+        *(name for word in WORDS.values() if word.timed for name in word.inductor),
+        *("max_autotune_gemm", "max_autotune_pointwise", "benchmark_kernel", "benchmark_fusion", "benchmark_epilogue_fusion"),
+        *("benchmark_combo_kernel", "combo_kernels_autotune", "coordinate_descent_check_all_directions"),
+    }
+)
 NO_WORDS = "default"  # the text form of a mode without words: Inductor's own defaults
 
 _REPLACED = {
@@ -134,6 +144,15 @@ class Mode:
     def cudagraphs(self) -> bool:
         """Whether the launches of a loaded graph are recorded and replayed."""
         return CUDAGRAPHS in self.words
+
+    @property
+    def timed(self) -> tuple[str, ...]:
+        """The words that time kernels on the device."""
+        return tuple(word for word in self.words if WORDS[word].timed)
+
+    def without_timing(self) -> "Mode":
+        """The nearest mode that times nothing."""
+        return Mode(tuple(word for word in self.words if not WORDS[word].timed))
 
     def check_artifact(self, device: str) -> None:
         """Raises Unsupported, with the reason, when no artifact for `device` can have this mode."""

@@ -76,6 +76,11 @@ class Options:
         return self.mode.inductor | parse_options(self.options)[0]
 
     @property
+    def options_of_inductor(self) -> dict[str, Setting]:
+        """The user's own options for Inductor."""
+        return parse_options(self.options)[0]
+
+    @property
     def process(self) -> dict[str, bool]:
         return self.mode.process | parse_options(self.options)[1]
 

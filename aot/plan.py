@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from aot.capture import Call, block_paths, component, recording
+from aot.device import Device
 from aot.dynamic import DynamicRange, Size, corners, fit, probes
 from aot.example import Example
 from aot.facts import of_module, of_wish
@@ -68,11 +69,18 @@ class Plan:
         return [self.modules[name].get_submodule(path) for name, path in sorted(found)]
 
 
-def prepare(recipe: Recipe, request: Request) -> tuple[Any, dict[str, nn.Module]]:
-    """The pipeline as a user would have it when calling `compile_pipe`, and its components by path."""
+def prepare(recipe: Recipe, request: Request, device: Device | None = None) -> tuple[Any, dict[str, nn.Module]]:
+    """The pipeline as a user would have it when calling `compile_pipe`, by default on the real device, and its components by path."""
+    device = device or Device.of(request.gpu)
     torch.manual_seed(SEED)
     row = recipe.variant(request.variant)
-    pipeline = recipe.pipeline(row, dtype=request.dtype, weights=request.weights, components=request.components)
+    pipeline = recipe.pipeline(row, dtype=request.dtype, weights=request.weights, components=request.components, tensors=device.tensors)
+    device.take(pipeline)
+    with device.tensors():
+        return pipeline, _components(recipe, request, pipeline)
+
+
+def _components(recipe: Recipe, request: Request, pipeline: Any) -> dict[str, nn.Module]:
     modules = {item.path: component(pipeline, item.path) for item in recipe.pick(request.components)}
     for module in modules.values():
         if request.fuse_qkv:
@@ -80,19 +88,23 @@ def prepare(recipe: Recipe, request: Request) -> tuple[Any, dict[str, nn.Module]
         live_scale(module)
         if request.options.memory_format == "channels_last":
             to_channels_last(module)
-    return pipeline, modules
+    return modules
 
 
-def make_plan(recipe: Recipe, request: Request) -> Plan:
-    """Prepare the pipeline and capture its calls of every example asked for. Raises what the pipeline raises."""
-    pipeline, modules = prepare(recipe, request)
+def make_plan(recipe: Recipe, request: Request, device: Device | None = None) -> Plan:
+    """Prepare the pipeline and capture its calls of every example asked for, by default on the real device.
+
+    Raises what the pipeline raises.
+    """
+    device = device or Device.of(request.gpu)
+    pipeline, modules = prepare(recipe, request, device)
     picked = {item.path: item for item in recipe.pick(request.components)}
     fingerprints = {path: Fingerprint.of(module) for path, module in modules.items()}
     blocks = {path: block_paths(modules[path], item.blocks) if request.scope == "regional" else [] for path, item in picked.items()}
     kinds, kind_of = _kinds(modules, fingerprints, blocks)
 
     def record(examples: Iterable[Example]) -> list[Call]:
-        with recording(modules, blocks) as calls, torch.no_grad():
+        with recording(modules, blocks, device.fakes) as calls, torch.no_grad(), device.tensors():
             for example in examples:
                 pipeline(**recipe.call(pipeline, example, recipe.min_steps, SEED))
         return calls
@@ -183,7 +195,9 @@ def _key(request: Request, modules: dict[str, nn.Module], fingerprints: dict[str
         "dynamic": str(request.options.dynamic).lower(),
         "scope": request.scope,
         "layers": "graph cache" if request.cache_layer else "graph",
-        **of_wish(request.options, Target.detect(request.gpu)),
+        **({"tuning": "heuristics"} if request.untuned else {}),
+        **({"also": " ".join(request.also)} if request.also else {}),
+        **of_wish(request.options, Target.named(request.gpu)),
     }
     for path, module in modules.items():
         signatures = sorted({str((unit.dynamic or unit.signature).digest) for unit in units if unit.component == path})

@@ -9,10 +9,11 @@ from typing import Any, Self
 from aot.choice import choice
 from aot.errors import BadInput, Unsupported
 from aot.example import Example
-from aot.mode import CUDAGRAPHS, FREEZING
+from aot.mode import CUDAGRAPHS, FREEZING, TIMED_OPTIONS, Setting
 from aot.options import Options
 from aot.recipe import SCOPES, Component, Recipe
 from aot.shape import Shape
+from aot.sku import ARCHITECTURES, CPU, find_sku
 
 DTYPES = ("float32", "bfloat16", "float16")
 _NOT_REGIONAL = {
@@ -40,6 +41,9 @@ class Request:
     weights: str | None = None
     fuse_qkv: bool = False
     cache_layer: bool = True
+    simulate: bool = False  # compile for the GPU without having it
+    untuned: bool = False  # leave out what times kernels on the device, though the mode says so
+    also: tuple[str, ...] = ()  # further architectures, `sm_90`
 
     def check(self, recipe: Recipe) -> None:
         """Raises BadInput or Unsupported, naming the field, for anything that can be known to be wrong before torch is imported."""
@@ -63,7 +67,15 @@ class Request:
                     raise Unsupported(
                         f"mode word {word!r} with --scope regional: {why}.", remedy=f"choose --scope whole, or leave {word} out."
                     )
-        self.options.mode.check_artifact("cpu" if self.gpu == "cpu" else "cuda")
+        self.options.mode.check_artifact(CPU if self.gpu == CPU else "cuda")
+        check_simulation(self)
+        check_also(self)
+
+    @property
+    def inductor(self) -> dict[str, Setting]:
+        """The Inductor configuration to compile with."""
+        given = self.options.inductor
+        return {name: value for name, value in given.items() if name not in TIMED_OPTIONS} if self.untuned else given
 
     def examples(self, recipe: Recipe) -> list[Example]:
         """The calls of the pipeline that are asked for."""
@@ -80,7 +92,7 @@ class Request:
     def from_json(cls, value: dict[str, Any]) -> Self:
         shapes = tuple(map(Shape.parse, value["shapes"]))
         options = Options.parse(value["options"])
-        lists = {name: tuple(value[name]) for name in ("components", "batches", "frames")}
+        lists = {name: tuple(value[name]) for name in ("components", "batches", "frames", "also")}
         return cls(**value | lists | {"shapes": shapes, "options": options})
 
 
@@ -100,3 +112,39 @@ def _check_frames(frames: int, length: int, recipe: str) -> None:
         raise BadInput(f"--frames {frames}: {recipe} makes images.", remedy="leave it out.")
     if frames not in (1, length):
         raise BadInput(f"--frames {frames}: the model's positions in time are for {length} frames.", remedy=f"give {length}, or 1.")
+
+
+def check_simulation(request: Request) -> None:
+    """Raises Unsupported for what cannot be compiled without the GPU itself, with the nearest that can."""
+    if not request.simulate:
+        return
+    mode, name = request.options.mode, find_sku(request.gpu).name
+    if mode.freezing:
+        raise Unsupported(
+            f"mode word {FREEZING!r} without the GPU: it folds the weights into the code on the device, and there is no {name} here.",
+            remedy=f"leave {FREEZING} out, or build on a machine that has the GPU.",
+        )
+    timed = [*mode.timed, *sorted(TIMED_OPTIONS & set(request.options.options_of_inductor))]
+    if timed and not request.untuned:
+        raise Unsupported(
+            f"{', '.join(timed)}: chooses kernels by timing them on the device, and there is no {name} here.",
+            remedy=f"--untuned takes Inductor's default choices; --mode {mode.without_timing()} is the nearest without timing; "
+            "or build on a machine that has the GPU.",
+        )
+
+
+def check_also(request: Request) -> None:
+    """Raises BadInput or Unsupported for architectures that cannot be in one artifact with the target's."""
+    if not request.also:
+        return
+    if request.gpu == CPU:
+        raise Unsupported("--also: a CPU has no such architectures.", remedy="leave it out.")
+    known = {str(arch): (arch.major, arch.minor) for arch in ARCHITECTURES}
+    own = find_sku(request.gpu).architecture
+    for text in request.also:
+        choice(text, known=known, field="--also")
+        if known[text] <= (own.major, own.minor):
+            raise Unsupported(
+                f"--also {text}: its code is made from that of {own}, which runs on newer architectures only.",
+                remedy=f"build for the oldest (--gpu of {text}), and name the newer ones with --also.",
+            )
