@@ -10,32 +10,33 @@ from torch import nn
 
 from aot.artifact import open_graphs, read_book
 from aot.book import Book, Kind
+from aot.canary import send
 from aot.dispatch import Dispatcher, OnMiss, Policy, ShapeBook
 from aot.errors import Miss
 from aot.facts import of_module, of_wish
 from aot.fingerprint import Fingerprint
 from aot.jit import Jit
-from aot.ledger import Ledger
+from aot.ledger import Ledger, log
 from aot.options import Options
 from aot.resolve import Accepted, Candidate, Rejected, candidates, nearest, set_aside
 from aot.runner import Graph
 from aot.settings import claim, complete
-from aot.target import Target
+from aot.target import Allow, Target
 from cache_store.errors import CodedError
 from cache_store.store import Store
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """How modules are to be compiled, for which machine, and what serves a call that no graph serves.
+    """How modules are to be compiled, and what serves a call that no graph serves.
 
     Those at the paths `optional` are served where an artifact has them, and else left as they are.
     """
 
     options: Options
-    target: Target
     on_miss: OnMiss
     optional: frozenset[str] = frozenset()
+    allow: frozenset[Allow] = frozenset()  # differences between machines that are taken although they degrade
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +64,21 @@ def sites(book: Book, graphs: Iterable[Graph], modules: Mapping[str, nn.Module])
     return found
 
 
-def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, ledger: Ledger) -> Callable[[], None]:
-    """Load every artifact of `store` that serves `modules` (by path) and put dispatchers in place.
+def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: Target, ledger: Ledger) -> Callable[[], None]:
+    """Load every artifact of `store` that serves `modules` (by path) on this machine, and put dispatchers in place.
 
     A module that nothing serves is left to `on_miss`. By default nothing of a store or artifact raises: what is missing,
     refused or corrupt is said once and costs a compile. With `on_miss="error"` raises Miss instead, before the first call.
     Raises Conflict when what was compiled before in this process needs opposite process settings. Returns what gives the
     settings back.
     """
-    options, target, on_miss, optional = wish.options, wish.target, wish.on_miss, wish.optional
+    options, on_miss, optional = wish.options, wish.on_miss, wish.optional
     with ledger.timed("find"):
         fingerprints = {path: Fingerprint.of(module) for path, module in modules.items()}
         facts = {path: of_module(module, fingerprints[path], options) for path, module in modules.items()}
-        found = candidates(store, modules=facts, wish=of_wish(options, target))
+        found = candidates(store, modules=facts, wish=of_wish(options, here), allow=wish.allow)
     accepted = [candidate for candidate in found if isinstance(candidate.verdict, Accepted)]
+    accepted = [candidate for candidate in accepted if _sound(candidate, store, here, ledger)]
     # without an artifact only what the mode names: the rest is the user's own affair, as it is under torch.compile
     settings = complete(options.process) if accepted else options.process
     release = claim(f"the {options.mode.title} compilation of {', '.join(modules)}", settings)
@@ -93,8 +95,23 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, ledger
         release()
         raise
     for (path, _), site in served.items():
-        site.serve(Policy(path, target.device, on_miss, jit.compiled, ledger))
+        site.serve(Policy(path, here.device, on_miss, jit.compiled, ledger))
     return release
+
+
+def _sound(candidate: Candidate, store: Store, here: Target, ledger: Ledger) -> bool:
+    """Whether an accepted artifact may be loaded: one for another machine is told of, one for another torch sends a canary first."""
+    assert isinstance(candidate.verdict, Accepted)
+    try:
+        if candidate.verdict.needs_canary:
+            with ledger.timed("canary"):
+                send(store, candidate.digest, candidate.manifest, here=here)
+    except CodedError as error:
+        set_aside(store, error)
+        return False
+    for difference in candidate.verdict.degraded:
+        log.warning("artifact %s: %s", candidate.digest.short, difference)
+    return True
 
 
 def _open(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
+import torch
 from torch import nn
 
 from aot.capture import component
@@ -23,7 +24,7 @@ from aot.load import Wish, attach, fall_back, forward_of, put, take_away
 from aot.memory_format import to_channels_last
 from aot.options import Options
 from aot.settings import claim
-from aot.target import Target
+from aot.target import Allow, Target
 from cache_store.errors import CodedError
 from cache_store.location import open_store
 from cache_store.root import default_root
@@ -40,12 +41,16 @@ _UNDO = "_aot_undo"
 OptionsLike: TypeAlias = Options | Mapping[str, Any] | str | None
 
 
-def compile(module: M, *, options: OptionsLike = None, on_miss: str = "compile", backend: str = "nexfort") -> M:
+def compile(
+    module: M, *, options: OptionsLike = None, on_miss: str = "compile", allow: Collection[str] = (), backend: str = "nexfort"
+) -> M:
     """Compile `module` in place and return it: from an artifact where `NEXFORT_GRAPH_CACHE` allows one, else with torch.compile.
 
     `options` is nexfort's dict or its JSON string: mode, memory_format, dynamic, options. `NEXFORT_GRAPH_CACHE` unset or `0`
     reads no artifact; `1` reads the local store; any other value is a store's location. `on_miss` says what serves a call
-    that no graph serves: `compile`, `eager` or `error`. Loading an artifact runs its author's code.
+    that no graph serves: `compile`, `eager` or `error`. `allow` names differences from the machine an artifact was built for
+    that are taken although they degrade: `other-sku` of the same architecture, `other-torch` (only after a process of its
+    own reproduced the artifact's golden outputs). Loading an artifact runs its author's code.
 
     Raises BadInput for options that cannot be understood; Conflict when something compiled before in this process needs the
     opposite of a process setting (TF32, cuDNN's benchmark) that this mode needs; under `on_miss="error"` Miss, here or at a
@@ -54,7 +59,7 @@ def compile(module: M, *, options: OptionsLike = None, on_miss: str = "compile",
     choice(backend, known=("nexfort",), field="backend")
     parsed = Options.parse(options)
     with _from_the_start([module]):
-        _compile({"module": module}, parsed, on_miss, {})
+        _compile({"module": module}, parsed, on_miss, {}, allow)
     return module
 
 
@@ -65,6 +70,7 @@ def compile_pipe(
     fuse_qkv_projections: bool = False,
     ignores: tuple[str, ...] = (),
     on_miss: str = "compile",
+    allow: Collection[str] = (),
     backend: str = "nexfort",
 ) -> P:
     """Compile the denoiser and the VAE decoder of a diffusers pipeline in place and return the pipeline. See `compile`.
@@ -87,7 +93,7 @@ def compile_pipe(
         for module in modules.values():
             if fuse_qkv_projections and fuse_qkv(module):
                 _on_restore(module, partial(split_qkv, module))
-        _compile(modules, parsed, on_miss, optional)
+        _compile(modules, parsed, on_miss, optional, allow)
     return pipe
 
 
@@ -121,8 +127,11 @@ def components(pipe: Any, ignores: tuple[str, ...], paths: tuple[str, ...] = PIP
     return {path: component(pipe, path) for path in present if path not in ignores}
 
 
-def _compile(modules: dict[str, nn.Module], options: Options, on_miss: str, optional: Mapping[str, nn.Module]) -> None:
+def _compile(
+    modules: dict[str, nn.Module], options: Options, on_miss: str, optional: Mapping[str, nn.Module], allow: Collection[str]
+) -> None:
     policy = OnMiss(choice(on_miss, known=list(OnMiss), field="on_miss"))
+    allowed = frozenset(Allow(choice(word, known=list(Allow), field="allow")) for word in allow)
     location = os.environ.get(GRAPH_CACHE, "0")
     ledger = open_ledger(tuple(modules))
     for module in modules.values():
@@ -136,25 +145,25 @@ def _compile(modules: dict[str, nn.Module], options: Options, on_miss: str, opti
         for module in modules.values():
             put(module, jit(forward_of(module), options))
     else:
-        release = _load(modules, optional, location, options, policy, ledger)
+        wish = Wish(options, policy, frozenset(optional), allowed)
+        release = _load(modules, {**modules, **optional}, location, wish=wish, ledger=ledger)
     for module in modules.values():
         _on_restore(module, release)
 
 
-def _load(
-    modules: dict[str, nn.Module], optional: Mapping[str, nn.Module], location: str, options: Options, on_miss: OnMiss, ledger: Ledger
-) -> Callable[[], None]:
-    device = next((weight.device.type for module in modules.values() for weight in module.parameters()), "cpu")
+def _load(modules: dict[str, nn.Module], wanted: dict[str, nn.Module], location: str, *, wish: Wish, ledger: Ledger) -> Callable[[], None]:
+    options = wish.options
+    device = next((weight.device for module in modules.values() for weight in module.parameters()), torch.device("cpu"))
     try:
         store = open_store(str(default_root(os.environ)) if location == "1" else location)
-        wish = Wish(options, Target.detect(device), on_miss, frozenset(optional))
-        return attach({**modules, **optional}, store, wish=wish, ledger=ledger)
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # graphs are opened on the current one
+            return attach(wanted, store, wish=wish, here=Target.detect(device.type), ledger=ledger)
     except (Miss, Conflict):
         raise
     except CodedError as error:  # a store, device or torch that cannot be used costs a compile, not the service
         why = f"{error.code} {error.message.rstrip('.')}"
         for path, module in modules.items():
-            fall_back(module, path, on_miss=on_miss, jit=partial(jit, options=options), why=why, ledger=ledger)
+            fall_back(module, path, on_miss=wish.on_miss, jit=partial(jit, options=options), why=why, ledger=ledger)
         return claim(f"the {options.mode.title} compilation of {', '.join(modules)}", options.process)
 
 

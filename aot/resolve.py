@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from aot.key import Key
 from aot.ledger import log
+from aot.target import Allow, Difference, Target, Weight
 from cache_store.digest import Digest
 from cache_store.errors import CodedError, Corrupt, Missing
 from cache_store.manifest import Manifest
@@ -22,6 +23,12 @@ class Accepted:
 
     components: dict[str, str]
     others: dict[str, Rejected] = field(default_factory=dict)
+    degraded: tuple[Difference, ...] = ()  # in which machines differ, as the user allowed
+
+    @property
+    def needs_canary(self) -> bool:
+        """Whether its graphs must be run in another process first."""
+        return any(difference.allow is Allow.TORCH for difference in self.degraded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +37,17 @@ class Rejected:
 
     differences: tuple[tuple[str, str | None, str | None], ...]
     compared: dict[str, str] = field(default_factory=dict)  # by live path, the artifact's component it was compared with
+    allowable: tuple[Allow, ...] = ()  # what the user may allow, and it would be served
 
     def about(self, path: str) -> Rejected:
         """What of this concerns the component at `path`: its own parts, and those that all components share (no blank in their name)."""
         named = [difference for difference in self.differences if difference[0] == f"component {path}" or " " not in difference[0]]
         own = [difference for difference in self.differences if difference[0].startswith(f"{path} ")]
-        return Rejected((*named, *own), {live: built for live, built in self.compared.items() if live == path})
+        return replace(self, differences=(*named, *own), compared={live: built for live, built in self.compared.items() if live == path})
 
     def __str__(self) -> str:
-        return "; ".join(f"{name}: built for {built}, here {here}" for name, built, here in self.differences)
+        allowed = f" (allow={list(map(str, self.allowable))} would serve it)" if self.allowable else ""
+        return "; ".join(f"{name}: built for {built}, here {here}" for name, built, here in self.differences) + allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +60,16 @@ class Candidate:
     verdict: Accepted | Rejected
 
 
-def judge(key: Key, *, modules: Mapping[str, Facts], wish: Facts) -> Accepted | Rejected:
-    """Whether an artifact of this key serves any of `modules` (facts by live path), compiled as `wish` says."""
-    shared = tuple(Key(key.shared()).diff(Key(wish)))
+def judge(key: Key, *, modules: Mapping[str, Facts], wish: Facts, allow: Collection[Allow] = ()) -> Accepted | Rejected:
+    """Whether an artifact of this key serves any of `modules` (facts by live path), compiled as `wish` says.
+
+    `allow`: the differences between machines that are taken although they degrade.
+    """
+    found = Target.of_parts(key.parts).check(Target.of_parts(wish), also=key.parts.get("also", "").split())
+    degraded = tuple(difference for difference in found if difference.weight is Weight.DEGRADING)
+    refused = [difference for difference in found if difference.weight is not Weight.HARMLESS and difference.allow not in allow]
+    mode = tuple(entry for entry in Key(key.shared()).diff(Key(wish)) if not entry[0].startswith("target."))
+    shared = (*mode, *((f"target.{difference.field}", difference.built, difference.here) for difference in refused))
     served: dict[str, str] = {}
     others: dict[str, Rejected] = {}
     for path, facts in modules.items():
@@ -66,8 +82,11 @@ def judge(key: Key, *, modules: Mapping[str, Facts], wish: Facts) -> Accepted | 
             served[path] = built
     if shared or not served:
         compared = {path: built for other in others.values() for path, built in other.compared.items()}
-        return Rejected((*shared, *(difference for other in others.values() for difference in other.differences)), compared)
-    return Accepted(served, others)
+        every = (*shared, *(difference for other in others.values() for difference in other.differences))
+        only_degraded = bool(refused and served and not mode) and all(difference.allow for difference in refused)
+        allowable = tuple(dict.fromkeys(difference.allow for difference in refused if difference.allow)) if only_degraded else ()
+        return Rejected(every, compared, allowable)
+    return Accepted(served, others, degraded)
 
 
 def _counterpart(key: Key, path: str, facts: Facts) -> str | None:
@@ -77,8 +96,11 @@ def _counterpart(key: Key, path: str, facts: Facts) -> str | None:
     return next((built for group in (exact, same) for built in sorted(group, key=lambda name: name != path)), None)
 
 
-def candidates(store: Store, *, modules: Mapping[str, Facts], wish: Facts) -> list[Candidate]:
-    """Every artifact of the store with the verdict on it, newest first. One that cannot be read is quarantined and left out."""
+def candidates(store: Store, *, modules: Mapping[str, Facts], wish: Facts, allow: Collection[Allow] = ()) -> list[Candidate]:
+    """Every artifact of the store with the verdict on it; one that cannot be read is quarantined and left out.
+
+    In the order in which they are to serve: those made for this machine, then those that were tuned, then the newest.
+    """
     found = []
     for ref, digest in store.refs():
         try:
@@ -86,8 +108,14 @@ def candidates(store: Store, *, modules: Mapping[str, Facts], wish: Facts) -> li
         except (Corrupt, Missing) as error:
             set_aside(store, error)
         else:
-            found.append(Candidate(ref, digest, manifest, judge(Key(manifest.key), modules=modules, wish=wish)))
-    return sorted(found, key=lambda candidate: candidate.manifest.created, reverse=True)
+            found.append(Candidate(ref, digest, manifest, judge(Key(manifest.key), modules=modules, wish=wish, allow=allow)))
+    newest = sorted(found, key=lambda candidate: candidate.manifest.created, reverse=True)
+    return sorted(newest, key=_goodness)
+
+
+def _goodness(candidate: Candidate) -> tuple[int, bool]:
+    degraded = len(candidate.verdict.degraded) if isinstance(candidate.verdict, Accepted) else 0
+    return degraded, "tuning" in candidate.manifest.key
 
 
 def nearest(found: list[Candidate], path: str) -> tuple[Candidate, Rejected] | None:

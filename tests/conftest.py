@@ -42,35 +42,62 @@ Artifact: TypeAlias = tuple[LocalStore, Built]
 
 
 @pytest.fixture(scope="session")
-def artifacts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Artifact]]:
+def build_pool() -> Iterator[ThreadPoolExecutor]:
+    """Builds run two at a time."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def artifacts(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, build_pool: ThreadPoolExecutor
+) -> Callable[[str], Artifact]:
     """The artifact of a recipe, in a store that no test may change.
 
-    Builds run two at a time, and those that a collected test needs begin with the first: they are most of the tests' time.
+    Those that a collected test needs begin with the first: they are most of the tests' time.
     """
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        home = tmp_path_factory.mktemp("recipes") / "home"
+    home = tmp_path_factory.mktemp("recipes") / "home"
 
-        def made(name: str) -> Artifact:
-            store = LocalStore(tmp_path_factory.mktemp("session") / "home" if name == "pixart-alpha" else home)
-            row = ARTIFACTS[name] if name == "pixart-alpha" else {**ARTIFACTS[name], "cache_layer": False}
-            return store, build(request_for(recipe=name, **row), store, progress=quiet, environ=os.environ)
+    def made(name: str) -> Artifact:
+        store = LocalStore(tmp_path_factory.mktemp("session") / "home" if name == "pixart-alpha" else home)
+        row = ARTIFACTS[name] if name == "pixart-alpha" else {**ARTIFACTS[name], "cache_layer": False}
+        return store, build(request_for(recipe=name, **row), store, progress=quiet, environ=os.environ)
 
-        all_of_them = any("test_recipes" in item.nodeid for item in request.session.items)
-        futures = {name: pool.submit(made, name) for name in ARTIFACTS if all_of_them or name == "pixart-alpha"}
-        yield lambda name: futures[name].result()
+    all_of_them = any("test_recipes" in item.nodeid for item in request.session.items)
+    futures = {name: build_pool.submit(made, name) for name in ARTIFACTS if all_of_them or name == "pixart-alpha"}
+    return lambda name: futures[name].result()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _begin(request: pytest.FixtureRequest) -> None:
     """Builds begin with the session if any of its tests will need one: there is other work for the meantime."""
-    if any("artifacts" in item.fixturenames for item in request.session.items):
-        request.getfixturevalue("artifacts")
+    for fixture in ("artifacts", "crossbuilt"):
+        if any(fixture in item.fixturenames for item in request.session.items):
+            request.getfixturevalue(fixture)
 
 
 @pytest.fixture(scope="session")
 def built(artifacts: Callable[[str], Artifact]) -> Artifact:
     """PixArt-alpha's."""
     return artifacts("pixart-alpha")
+
+
+H200 = {"gpu": "h200", "simulate": True, "untuned": True, "cache_layer": False}
+CROSS = {"a100-pcie-40gb": "sm_80", "l40s": "sm_89", "h200": "sm_90", "rtx-5090": "sm_120"}
+
+
+def _cross_request(gpu: str) -> Request:
+    """The smallest there is to compile: a text encoder of one layer."""
+    dtype = "bfloat16" if gpu == "h200" else "float32"
+    return request_for(**{**H200, "gpu": gpu}, shapes=SHAPES[:1], components=("text_encoder",), dtype=dtype)
+
+
+@pytest.fixture(scope="session")
+def crossbuilt(tmp_path_factory: pytest.TempPathFactory, build_pool: ThreadPoolExecutor) -> Callable[[str], Artifact]:
+    """The artifact for a GPU that is not here."""
+    store = LocalStore(tmp_path_factory.mktemp("cross") / "home")
+    futures = {gpu: build_pool.submit(build, _cross_request(gpu), store, progress=quiet, environ=os.environ) for gpu in CROSS}
+    return lambda gpu: (store, futures[gpu].result())
 
 
 REGIONAL = (

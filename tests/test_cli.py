@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from aot.device import gpus_here
 from aot.mode import COMBINATIONS, WORDS, Mode
+from aot.sku import SKUS
+from aot.target import Target
 from cache_store.local import LocalStore
 
 
@@ -28,7 +31,7 @@ def test_help_comes_without_torch() -> None:
     program = "import sys, aot.cli.app; assert 'torch' not in sys.modules and 'rich' not in sys.modules; aot.cli.app.main()"
     done = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for verb in ("build", "ls", "show", "bench", "prune", "recipes", "modes"):
+    for verb in ("build", "ls", "show", "check", "bench", "prune", "recipes", "modes", "targets"):
         assert f"\n  {verb} " in done.stdout
 
 
@@ -58,6 +61,10 @@ def test_help_comes_without_torch() -> None:
         (("build", "pixart-alpha", "--gpu", "cpu", "--variant", "huge"), 2, "full, small, tiny"),
         (("build", "pixart-alpha", "--gpu", "h300"), 2, "--gpu"),
         (("build", "pixart-alpha"), 2, "--gpu"),
+        ((*BUILD, "--torch", "2.9.0"), 2, "--torch 2.9.0 is not supported"),
+        ((*BUILD, "--also", "sm_90"), 2, "--also: a CPU"),
+        (("build", "pixart-alpha", "--gpu", "h200", "--also", "sm_80"), 2, "newer architectures only"),
+        (("check", "pixart-alpha", "--gpu", "h300"), 6, "this store"),
         (("bench", "pixart-alpha", "--gpu", "cpu", "--variant", "tiny", "--steps", "1"), 2, "--steps"),
         (("bench", "pixart-alpha", "--gpu", "cpu", "--variant", "tiny", "--html", "/nonexistent/x.html"), 2, "--html"),
         (("prune",), 2, "--older-than"),
@@ -72,7 +79,7 @@ def test_bad_input_is_a_sentence_and_an_exit_code(arguments: tuple[str, ...], co
     assert words in done.stderr or "nonexistent-root" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
-    assert not (tmp_path / "home").exists()
+    assert not (tmp_path / "home").exists() or arguments[0] == "check"
 
 
 def test_no_compiler_is_told_before_anything_is_done(tmp_path: Path) -> None:
@@ -146,6 +153,23 @@ def test_recipes_tells_of_each_its_components_divisors_scopes_modes_and_fusing(t
     assert [variant["frames"] for variant in found["latte"]["variants"]] == [16, 16, 4]
     lines = run("recipes", home=tmp_path).stdout.splitlines()
     assert [line.split("\t")[0] for line in lines] == ["recipe", *found]
+
+
+def test_targets_lists_the_gpus_and_says_what_this_machine_is(tmp_path: Path) -> None:
+    found = {row["gpu"]: row for row in json.loads(run("targets", "--json", home=tmp_path).stdout)}
+    assert list(found) == list(SKUS)
+    assert found["a100-pcie-40gb"]["properties"]["name"] == "NVIDIA A100-PCIE-40GB"
+    assert len(run("targets", home=tmp_path).stdout.splitlines()) == len(SKUS) + 1
+    here = json.loads(run("targets", "--here", "--json", home=tmp_path).stdout)
+    assert here[0]["target"] == str(Target.named("cpu"))
+    assert len(here) == 1 + len(gpus_here())
+
+
+def test_check_says_that_what_was_built_here_is_loaded_here(store: LocalStore) -> None:
+    done = run("check", "pixart-alpha", "--json", home=store.root)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["loads"], said["differences"], said["built"]) == (True, [], said["here"])
 
 
 def test_modes_tells_of_each_word_what_it_sets_and_costs(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from aot.cli import bench, build, ls, modes, prune, recipes, show
+from aot.cli import bench, build, check, ls, modes, prune, recipes, show, targets
 from aot.errors import INTERRUPTED, exit_code
 from cache_store.errors import CodedError, named
 from cache_store.root import default_root
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: rich alone would take half of the time that `aot --help` may take
 )
-for verb in (build, ls, show, bench, prune, recipes, modes):
+for verb in (build, ls, show, check, bench, prune, recipes, modes, targets):
     app.command()(getattr(verb, verb.__name__.rpartition(".")[2]))
 
 

@@ -12,8 +12,10 @@ import typer
 from aot.choice import choice
 from aot.cli import request as asked
 from aot.cli.text import print_json, print_table, progress, size
-from aot.errors import BadInput
+from aot.device import is_here
+from aot.errors import BadInput, Unsupported
 from aot.measurement import COMPARED, WAYS, Measurement, Way
+from aot.sku import find_sku
 
 if TYPE_CHECKING:
     from aot.bench import StartupLedger
@@ -29,7 +31,7 @@ def bench(
     batch: asked.Batches = [],
     guidance: asked.Guidance = "on",
     frames: asked.Frames = [],
-    mode: asked.ModeWords = asked.DEFAULT_MODE,
+    mode: asked.ModeWords = "",
     memory_format: asked.MemoryFormat = "preserve",
     option: asked.Option = [],
     dtype: asked.Dtype = "float32",
@@ -61,7 +63,13 @@ def bench(
         weights=weights,
         fuse_qkv=fuse_qkv,
         cache_layer=not no_cache_layer,
+        mode_given=bool(mode),
+        here=is_here(gpu),
     )
+    if request.simulate:
+        raise Unsupported(
+            f"there is no {find_sku(gpu).name} here to measure.", remedy="`aot build` compiles for it; run `aot bench` where it is."
+        )
     least = max(found.min_steps, 2)  # iterations per second are counted between steps
     if steps and steps < least:
         raise BadInput(f"--steps {steps} is too few for {recipe}.", remedy=f"give at least {least}.")

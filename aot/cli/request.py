@@ -9,16 +9,19 @@ import typer
 
 from aot.choice import choice
 from aot.errors import BadInput
-from aot.mode import COMBINATIONS, WORDS
+from aot.mode import COMBINATIONS, TIMED_OPTIONS, WORDS
 from aot.options import DEFAULT_MODE, Options
 from aot.recipe import Recipe
 from aot.request import Request
 from aot.shape import Shape
+from aot.sku import CPU, find_sku
 from recipes import find
 
 RecipeName: TypeAlias = Annotated[str, typer.Argument(help="Recipe, for example pixart-alpha.", metavar="RECIPE")]
 Variant: TypeAlias = Annotated[str, typer.Option(help="Which row of the recipe: full, small or tiny.")]
-Gpu: TypeAlias = Annotated[str, typer.Option(help="Machine to compile for; this version knows `cpu`.")]
+Gpu: TypeAlias = Annotated[
+    str, typer.Option(help="Machine to compile for: cpu, or a GPU by its name in `aot targets`. It need not be here.")
+]
 Shapes: TypeAlias = Annotated[
     list[str], typer.Option("--shape", help="HEIGHTxWIDTH in pixels; repeat for several sizes in one artifact.", metavar="HxW")
 ]
@@ -30,7 +33,14 @@ Guidance: TypeAlias = Annotated[str, typer.Option(help="Classifier-free guidance
 Frames: TypeAlias = Annotated[list[int], typer.Option("--frames", help="Length of a video; default: the model's own.", min=1)]
 Dynamic: TypeAlias = Annotated[bool, typer.Option("--dynamic", help="Graphs for every height and width, instead of one for each size.")]
 ModeWords: TypeAlias = Annotated[
-    str, typer.Option(help=f"Mode words joined by colons: {', '.join([*COMBINATIONS, *WORDS])}.", metavar="WORDS")
+    str, typer.Option(help=f"Mode words joined by colons: {', '.join([*COMBINATIONS, *WORDS])}. Default: {DEFAULT_MODE}.", metavar="WORDS")
+]
+Untuned: TypeAlias = Annotated[
+    bool,
+    typer.Option("--untuned", help="Leave out what times kernels on the GPU: the mode's other words, with Inductor's default choices."),
+]
+Also: TypeAlias = Annotated[
+    list[str], typer.Option("--also", help="A newer architecture to put in too, for example sm_90; may be repeated.", metavar="SM")
 ]
 MemoryFormat: TypeAlias = Annotated[str, typer.Option(help="preserve or channels_last, for 4-d weights.")]
 Option: TypeAlias = Annotated[
@@ -65,8 +75,16 @@ def parse(
     weights: str | None = None,
     fuse_qkv: bool = False,
     cache_layer: bool = True,
+    untuned: bool = False,
+    also: Sequence[str] = (),
+    mode_given: bool = True,
+    here: bool = True,
 ) -> tuple[Recipe, Request]:
-    """The recipe and the checked request. Raises BadInput or Unsupported naming the option."""
+    """The recipe and the checked request. `here`: whether the GPU is. Raises BadInput or Unsupported naming the option."""
+    gpu = gpu if gpu == CPU else find_sku(gpu).alias
+    simulate = not here
+    # who asks for no mode gets what can be built here; who asks for one gets that, or is told why not
+    implied = simulate and not mode_given and not TIMED_OPTIONS & set(options.options_of_inductor)
     found = find(recipe)
     row = found.variant(variant)
     request = Request(
@@ -83,7 +101,10 @@ def parse(
         components=tuple(dict.fromkeys(filter(None, components.split(",")))),
         weights=weights,
         fuse_qkv=fuse_qkv,
-        cache_layer=cache_layer,
+        cache_layer=cache_layer and not simulate,  # it is what torch.compile leaves behind when it runs on the device
+        simulate=simulate,
+        untuned=untuned or implied,
+        also=tuple(dict.fromkeys(also)),
     )
     request.check(found)
     return found, request
@@ -92,7 +113,7 @@ def parse(
 def parse_options(mode: str, memory_format: str, given: list[str], *, dynamic: bool) -> Options:
     """Raises BadInput naming the option that is not NAME=VALUE, or not known."""
     options = dict(map(_pair, given))
-    return Options.parse({"mode": mode, "memory_format": memory_format, "dynamic": dynamic, "options": options})
+    return Options.parse({"mode": mode or DEFAULT_MODE, "memory_format": memory_format, "dynamic": dynamic, "options": options})
 
 
 def _listed(name: str, recipe: Recipe) -> tuple[Shape, ...]:
@@ -113,4 +134,4 @@ def _pair(text: str) -> tuple[str, bool | int | float | str]:
     return name, value
 
 
-__all__ = ["DEFAULT_MODE", "parse", "parse_options"]
+__all__ = ["parse", "parse_options"]

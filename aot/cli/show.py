@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aot.cli.request import Json
-from aot.cli.text import age, now, print_json, size
+from aot.cli.text import age, found_cubins, now, print_json, size
 
 if TYPE_CHECKING:
     from aot.listing import Row
@@ -58,8 +58,15 @@ def _print(row: Row) -> None:
         print(f"  {name}: {value}")
     print("measured at build, seconds")
     for what, values in sorted(manifest.measured.items()):
+        if what == "cubins":
+            continue
         for name, seconds in values.items():
             print(f"  {what} {name}: {seconds}")
+    if cubins := found_cubins(manifest):
+        print("machine code: " + ", ".join(f"{count} cubins of {arch}" for arch, count in cubins.items()))
+    if why := manifest.certificate.get("unchecked"):
+        print(f"no quality certificate: {why}")
+        return
     print(f"quality certificate, against eager (allowed relative L2: {manifest.certificate.get('tolerance_relative_l2')})")
     for entry in manifest.certificate.get("calls", []):
         psnr = "equal" if entry["psnr"] is None else f"{entry['psnr']:.1f} dB"

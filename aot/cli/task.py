@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from aot.errors import BuildFailed
 from aot.process import Parent
@@ -18,9 +19,8 @@ def main() -> int:
     name, events = sys.argv[1:]
     parent = Parent(int(events))
     message = parent.receive()
-    request = Request.from_json(message["request"])
     try:
-        _do(name, message, request, parent)
+        _do(name, message, parent)
     except CodedError as error:
         traceback.print_exc()
         parent.tell_error(error)
@@ -32,7 +32,13 @@ def main() -> int:
     return 0
 
 
-def _do(name: str, message: dict[str, str], request: Request, parent: Parent) -> None:
+def _do(name: str, message: dict[str, Any], parent: Parent) -> None:
+    if name == "canary":
+        from aot.canary import sing
+
+        sing(Path(message["directory"]), message["device"], parent)
+        return
+    request = Request.from_json(message["request"])
     recipe = find(request.recipe)
     match name:
         case "graphs":

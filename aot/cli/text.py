@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aot.build import Progress
+    from cache_store.manifest import Manifest
 
 
 def size(count: float) -> str:
@@ -21,6 +23,14 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
+
+
+def found_cubins(manifest: Manifest) -> dict[str, int]:
+    """The machine code in an artifact by GPU architecture, as its build read it from the code itself."""
+    total: Counter[str] = Counter()
+    for found in manifest.measured.get("cubins", {}).values():
+        total.update(found)
+    return dict(sorted(total.items()))
 
 
 def age(created: str, now: datetime) -> str:

@@ -1,0 +1,111 @@
+"""Canary: a process that runs an artifact's graphs first, where nobody promises that they compute here what they did at their build."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from aot.artifact import GRAPH
+from aot.book import FILE as BOOK
+from aot.book import Book
+from aot.certificate import tolerance
+from aot.errors import LoadFailed
+from aot.golden import FILE, Golden
+from aot.mode import Mode
+from aot.process import Parent, Process
+from aot.runner import Graph
+from aot.target import Target
+from cache_store.canonical import encode
+from cache_store.digest import Digest
+from cache_store.errors import CodedError, Malformed
+from cache_store.layer import materialise, verify
+from cache_store.local import LocalStore
+from cache_store.manifest import Manifest
+from cache_store.store import Store
+
+_REMEDY = "build it for this torch: `aot build --torch`."
+SECONDS = 600  # after which a canary is taken for dead: a model of the largest kind takes one, on a CPU
+
+
+@dataclass(frozen=True, slots=True)
+class Sung:
+    """A canary's answer: the largest relative L2 error against the golden outputs, and what was allowed."""
+
+    error: float
+    allowed: float
+
+
+def send(store: Store, digest: Digest, manifest: Manifest, *, here: Target, environ: Mapping[str, str] = os.environ) -> Sung:
+    """Run every graph of the artifact in a process of its own and compare with its golden outputs.
+
+    One that passed is remembered in a local store, for this very target, and not sent again. Raises LoadFailed when it did
+    not come back, came back with other numbers, or the artifact has no golden outputs; Corrupt, Missing for its bytes.
+    """
+    allowed = tolerance(Mode.parse(manifest.key["mode"]), _widest(manifest))
+    note = _note(store, digest, here)
+    if note and note.exists():
+        return Sung(json.loads(note.read_text())["error"], allowed)
+    with tempfile.TemporaryDirectory(prefix="aot-canary-") as folder:
+        directory = Path(folder)
+        _materialise(store, digest, manifest, directory)
+        error = _sing(directory, here, environ)
+    if not error <= allowed:
+        raise LoadFailed(
+            f"artifact {digest.short}: its graphs differ from their golden outputs by {error:.1e} on {here}, allowed are {allowed:.0e}.",
+            remedy=_REMEDY,
+        )
+    if note:
+        note.parent.mkdir(mode=0o700, exist_ok=True)
+        note.write_text(json.dumps({"error": error, "target": str(here)}))
+    return Sung(error, allowed)
+
+
+def _widest(manifest: Manifest) -> str:
+    """The dtype whose tolerance holds: the components' own, the least exact of them."""
+    found = {value for name, value in manifest.key.items() if name.startswith("component/") and name.endswith("/dtype")}
+    return next((dtype for dtype in ("bfloat16", "float16", "float32") if dtype in found), "float32")
+
+
+def _materialise(store: Store, digest: Digest, manifest: Manifest, directory: Path) -> None:
+    layer = manifest.layer(GRAPH)
+    files = manifest.files_of(layer) if layer else []
+    if layer is None or FILE not in {entry.path for entry in files}:
+        why = manifest.certificate.get("unchecked", "it is of an older version of aot")
+        raise LoadFailed(f"artifact {digest.short} has no golden outputs: {why}.", remedy=_REMEDY)
+    with store.open_blob(layer.digest) as blob:
+        verify(layer, blob)
+        materialise(layer, files=files, blob=blob, into=directory)
+
+
+def _sing(directory: Path, here: Target, environ: Mapping[str, str]) -> float:
+    log = directory / "canary.log"
+    message = {"directory": str(directory), "device": here.device}
+    try:
+        with Process("canary", message, log=log, environ=environ, seconds=SECONDS) as child:
+            for event in child.events():
+                if event["event"] == "done":
+                    return float(event["error"])
+    except CodedError as error:
+        raise LoadFailed(f"the canary did not come back: {error.message}", remedy=_REMEDY) from error
+    raise LoadFailed("the canary came back without an answer.", remedy=_REMEDY)
+
+
+def sing(directory: Path, device: str, parent: Parent) -> None:
+    """What the canary does: run, compare, tell."""
+    try:
+        book, golden = Book.parse((directory / BOOK).read_bytes()), Golden.read(directory / FILE)
+    except (Malformed, KeyError, TypeError, ValueError) as error:
+        raise LoadFailed(f"its golden outputs cannot be read: {error}") from error
+    runs = {entry.file: Graph(entry, directory / entry.file, device=device).run_flat for entry in book.graphs}
+    parent.tell("done", error=golden.error(book, runs))
+
+
+def _note(store: Store, digest: Digest, here: Target) -> Path | None:
+    """Where a local store remembers that this artifact passed on this target."""
+    if not isinstance(store, LocalStore):
+        return None
+    return store.root / "canary" / f"{digest.hex}-{Digest.of(encode(str(here))).short}.json"

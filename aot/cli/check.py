@@ -1,0 +1,76 @@
+"""`aot check`."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from aot.cli.request import Json
+from aot.cli.text import print_json, print_table
+from aot.errors import Miss
+from aot.sku import CPU
+from aot.target import Allow, Difference, Target, Weight
+
+
+def check(
+    artifact: Annotated[str, typer.Argument(help="Recipe, recipe@key, or the beginning of a key or digest.")],
+    gpu: Annotated[str, typer.Option(help="For which machine: auto (this one), or a name of `aot targets`.")] = "auto",
+    allow_other_sku: Annotated[
+        bool, typer.Option("--allow-other-sku", help="Take one tuned for another of the same architecture.")
+    ] = False,
+    allow_other_torch: Annotated[
+        bool,
+        typer.Option("--allow-other-torch", help="Take another torch's, if a process of its own reproduces its golden outputs."),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Say whether an artifact would be loaded on this machine: each field that differs, and what that comes to."""
+    from aot.listing import listing, pick
+    from cache_store.local import LocalStore
+    from cache_store.root import default_root
+
+    store = LocalStore(default_root(os.environ))
+    row, *_ = pick(listing(store), artifact)
+    built = Target.of_parts(row.manifest.key)
+    here = _machine(gpu, built)
+    allowed = {Allow.SKU: allow_other_sku, Allow.TORCH: allow_other_torch}
+    found = built.check(here, also=row.manifest.key.get("also", "").split())
+    refused = [one for one in found if one.weight is not Weight.HARMLESS and not (one.allow and allowed[one.allow])]
+    error = None
+    if not refused and any(one.allow is Allow.TORCH for one in found):
+        from aot.canary import send
+
+        error = send(store, row.digest, row.manifest, here=here).error
+    if json:
+        differences = [{"field": one.field, "built": one.built, "here": one.here, "is": one.weight, "why": one.why} for one in found]
+        print_json({"built": str(built), "here": str(here), "differences": differences, "loads": not refused, "canary_error": error})
+    else:
+        _print(built, here, found, error)
+    if refused:
+        raise Miss(f"it is not loaded here: {'; '.join(map(str, refused))}.", remedy=_remedy(refused))
+
+
+def _machine(gpu: str, built: Target) -> Target:
+    """The machine asked about; this one's GPU for an artifact for GPUs, if it has one."""
+    if gpu != "auto":
+        return Target.named(gpu)
+    from aot.device import gpus_here
+
+    return Target.detect("cuda" if built.device != CPU and gpus_here() else CPU)
+
+
+def _print(built: Target, here: Target, found: list[Difference], error: float | None) -> None:
+    print(f"built for {built}\nhere      {here}")
+    if found:
+        print_table(("field", "built for", "here", "is", "why"), [(one.field, one.built, one.here, one.weight, one.why) for one in found])
+    if error is not None:
+        print(f"the canary came back: relative L2 error {error:.1e} against the golden outputs")
+
+
+def _remedy(refused: list[Difference]) -> str:
+    options = [f"--allow-{one.allow}" for one in refused if one.allow]
+    if len(options) == len(refused):
+        return f"{' '.join(dict.fromkeys(options))}, in Python allow=(...); or build it for this machine."
+    return "build it for this machine: `aot build --gpu`; `aot targets --here` says what it is."
