@@ -3,7 +3,7 @@
     python scripts/seed_tables.py              # as Markdown
     python scripts/seed_tables.py --commands   # the commands alone, a line each
 
-Each needs the GPU it names, and a version of aot that builds for it; none of them was run by us so far.
+Each needs the GPU it names; none of them was run by us so far.
 """
 
 import argparse

@@ -1,13 +1,18 @@
 """What the scripts print must be commands that the program understands."""
 
+import importlib.util
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from aot.build import Built
 from aot.cli.request import parse, parse_options
+from aot.listing import listing
+from cache_store.local import LocalStore
 from recipes import RECIPES
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -19,7 +24,7 @@ def _commands() -> list[list[str]]:
 
 
 def test_every_seed_row_is_a_command_whose_every_option_is_known() -> None:
-    """All but the GPU, which only its own machine can check: the request is parsed as the program parses it."""
+    """The request is parsed as the program parses it on a machine that has the GPU."""
     commands = _commands()
     assert {command[2] for command in commands} == set(RECIPES) - {"sd3"}
     for program, verb, recipe, *words in commands:
@@ -61,3 +66,30 @@ def test_every_script_says_what_it_is_for(script: str) -> None:
     done = subprocess.run([sys.executable, SCRIPTS / script, "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout
+
+
+def _script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_gpu_checks_own_steps_run_on_an_artifact_for_this_cpu(
+    built: tuple[LocalStore, Built], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a GPU is needed for cannot be tested here; that the steps do what they say can."""
+    script, (store, _) = _script("gpu_check"), built
+    monkeypatch.setenv("NEXFORT_GRAPH_CACHE", "0")
+    (row,) = listing(store)
+    check = script.Check(tmp_path / "found.json", 10)
+    check.step("cross-built", lambda: script.crossbuilt(row, store, "cpu"))
+    check.step("flipped", lambda: script.flipped(row, store, 20))
+    check.step("fails", lambda: 1 // 0)
+    assert check.found["cross-built"]["ok"], check.found
+    assert check.found["cross-built"]["relative_l2"] <= 1e-5
+    assert check.found["flipped"]["refused"] == 20
+    assert check.failed == ["fails"]
+    assert "ZeroDivisionError" in (tmp_path / "found.json").read_text()
