@@ -34,7 +34,7 @@ def open_graphs(
     """
     layer = _graph_layer(digest, manifest)
     device, cudagraphs = manifest.key["target.device"], Mode.parse(manifest.key["mode"]).cudagraphs
-    with _run_directory() as directory, store.open_blob(layer.digest) as blob:
+    with run_directory() as directory, store.open_blob(layer.digest) as blob:
         with ledger.timed("verify"):
             verify(layer, blob)
         with ledger.timed("materialise"):
@@ -56,7 +56,7 @@ def open_graphs(
 def read_book(store: Store, digest: Digest, manifest: Manifest) -> Book:
     """The shape book alone, to explain a miss; no library is opened. Raises Corrupt, Missing."""
     layer = _graph_layer(digest, manifest)
-    with _run_directory() as directory, store.open_blob(layer.digest) as blob:
+    with run_directory() as directory, store.open_blob(layer.digest) as blob:
         verify(layer, blob)
         return _book(layer, manifest, blob=blob, into=directory, digest=digest)
 
@@ -87,11 +87,11 @@ def unpack(store: Store, manifest: Manifest, *, layer: Layer, into: Path, ledger
 
 
 @contextmanager
-def _run_directory() -> Iterator[Path]:
+def run_directory(prefix: str = "aot-run-") -> Iterator[Path]:
     """A directory of this process's own, 0700, on the local disk that TMPDIR names."""
     temporary = Path(tempfile.gettempdir())
     with named(temporary):
-        directory = Path(tempfile.mkdtemp(prefix="aot-run-"))
+        directory = Path(tempfile.mkdtemp(prefix=prefix))
     try:
         yield directory
     finally:

@@ -98,12 +98,14 @@ def check_host(request: Request, environ: Mapping[str, str], interpreter: Interp
     if interpreter is None:
         Target.named(request.gpu)
     if request.gpu != CPU:
-        find_toolkit(environ, (interpreter or Interpreter()).path)
+        find_toolkit(environ, (interpreter or Interpreter()).path, nvcc=bool(request.also))
 
 
 def _tools(request: Request, directory: Path, environ: Mapping[str, str], interpreter: Interpreter) -> dict[str, str]:
     """The variables by which torch finds the compiler, and for a GPU a CUDA toolkit."""
     tools = {"CXX": str(write_compiler(directory, request.gpu, environ))}
+    if request.simulate:
+        tools["CUDA_VISIBLE_DEVICES"] = ""  # another GPU that is here must not answer in place of the simulated one
     if request.gpu != CPU:
         tools |= toolkit_environment(directory, environ, path=interpreter.path, nvcc=bool(request.also))
     if request.also:

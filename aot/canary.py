@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from aot.artifact import GRAPH
+from aot.artifact import GRAPH, run_directory
 from aot.book import FILE as BOOK
 from aot.book import Book
 from aot.certificate import tolerance
+from aot.device import choose_ordinal, current_ordinal
 from aot.errors import LoadFailed
 from aot.golden import FILE, Golden
 from aot.mode import Mode
 from aot.process import Parent, Process
 from aot.runner import Graph
+from aot.settings import claim
 from aot.target import Target
 from cache_store.canonical import encode
 from cache_store.digest import Digest
@@ -47,21 +50,36 @@ def send(store: Store, digest: Digest, manifest: Manifest, *, here: Target, envi
     """
     allowed = tolerance(Mode.parse(manifest.key["mode"]), _widest(manifest))
     note = _note(store, digest, here)
-    if note and note.exists():
-        return Sung(json.loads(note.read_text())["error"], allowed)
-    with tempfile.TemporaryDirectory(prefix="aot-canary-") as folder:
-        directory = Path(folder)
+    if (remembered := _read(note)) is not None:
+        return Sung(remembered, allowed)
+    with run_directory("aot-canary-") as directory:
         _materialise(store, digest, manifest, directory)
-        error = _sing(directory, here, environ)
+        error = _sing(directory, manifest, here, environ)
     if not error <= allowed:
         raise LoadFailed(
             f"artifact {digest.short}: its graphs differ from their golden outputs by {error:.1e} on {here}, allowed are {allowed:.0e}.",
             remedy=_REMEDY,
         )
     if note:
-        note.parent.mkdir(mode=0o700, exist_ok=True)
-        note.write_text(json.dumps({"error": error, "target": str(here)}))
+        _write(note, {"error": error, "target": str(here)})
     return Sung(error, allowed)
+
+
+def _read(note: Path | None) -> float | None:
+    """The error that a canary came back with before; None where nothing can be read."""
+    try:
+        return None if note is None else float(json.loads(note.read_text())["error"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(note: Path, value: dict[str, Any]) -> None:
+    """At once or not at all; where it cannot be written, another canary is sent the next time."""
+    temporary = note.with_name(f"{note.name}.{os.getpid()}")
+    with suppress(OSError):
+        note.parent.mkdir(mode=0o700, exist_ok=True)
+        temporary.write_text(json.dumps(value))
+        temporary.replace(note)
 
 
 def _widest(manifest: Manifest) -> str:
@@ -81,11 +99,13 @@ def _materialise(store: Store, digest: Digest, manifest: Manifest, directory: Pa
         materialise(layer, files=files, blob=blob, into=directory)
 
 
-def _sing(directory: Path, here: Target, environ: Mapping[str, str]) -> float:
+def _sing(directory: Path, manifest: Manifest, here: Target, environ: Mapping[str, str]) -> float:
     log = directory / "canary.log"
-    message = {"directory": str(directory), "device": here.device}
+    # the settings that the golden outputs were recorded under, and the very device that will serve
+    settings = {name.removeprefix("process."): value == "true" for name, value in manifest.key.items() if name.startswith("process.")}
+    message = {"directory": str(directory), "device": here.device, "ordinal": current_ordinal(here.device), "settings": settings}
     try:
-        with Process("canary", message, log=log, environ=environ, seconds=SECONDS) as child:
+        with Process("canary", message, log=log, environ={**environ, "PYTHONSAFEPATH": "1"}, seconds=SECONDS) as child:
             for event in child.events():
                 if event["event"] == "done":
                     return float(event["error"])
@@ -94,8 +114,11 @@ def _sing(directory: Path, here: Target, environ: Mapping[str, str]) -> float:
     raise LoadFailed("the canary came back without an answer.", remedy=_REMEDY)
 
 
-def sing(directory: Path, device: str, parent: Parent) -> None:
+def sing(message: Mapping[str, Any], parent: Parent) -> None:
     """What the canary does: run, compare, tell."""
+    directory, device = Path(message["directory"]), str(message["device"])
+    claim("this canary", message["settings"])
+    choose_ordinal(device, message["ordinal"])
     try:
         book, golden = Book.parse((directory / BOOK).read_bytes()), Golden.read(directory / FILE)
     except (Malformed, KeyError, TypeError, ValueError) as error:

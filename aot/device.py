@@ -102,6 +102,21 @@ def properties_here() -> list[dict[str, Any]]:
     return [{name: getattr(device, name) for name in names if hasattr(device, name)} for device in found]
 
 
+def current_ordinal(device: str) -> int:
+    """Which of the devices of that type is current in this process; 0 for a CPU."""
+    import torch
+
+    return int(torch.cuda.current_device()) if device == "cuda" else 0
+
+
+def choose_ordinal(device: str, ordinal: int) -> None:
+    """Make that device the current one."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.set_device(ordinal)
+
+
 def wait_for_device() -> None:
     """Return when the GPU has done what it was given; at once where none is in use."""
     import torch

@@ -149,6 +149,8 @@ def _check_cubins(library: Path, request: Request) -> dict[str, int]:
     found, asked = architectures(library.read_bytes()), {Target.named(request.gpu).arch, *request.also}
     if others := sorted(set(found) - asked):
         raise BuildFailed(f"{library.name} has kernels for {', '.join(others)}, asked for were {', '.join(sorted(asked))}.")
+    if found and (missing := sorted(asked - set(found))):  # a graph of the library's own kernels alone has none
+        raise BuildFailed(f"{library.name} has no kernels for {', '.join(missing)}.")
     return found
 
 

@@ -45,11 +45,12 @@ def interpreter(torch: str, root: Path, *, progress: Callable[[str], None], envi
     Raises BadInput for a version that is not supported or that no index has, BadEnvironment without uv or when it fails,
     StoreFull when the disk has too little room. An environment that was not finished is made again.
     """
-    if _version(torch) == Version(version("torch")).public:
+    torch = _version(torch)
+    if torch == Version(version("torch")).public:
         return Interpreter()
     wanted = _requirements(torch)
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    name = f"torch-{torch}-python-{python}-{sha256(' '.join(wanted).encode()).hexdigest()[:8]}"
+    python = f"python-{sys.version_info.major}.{sys.version_info.minor}"
+    name = f"torch-{torch}-{python}-{sha256(' '.join(wanted).encode()).hexdigest()[:8]}"
     home = root / "environments" / name
     open_root(root)
     home.parent.mkdir(mode=0o700, exist_ok=True)
@@ -59,7 +60,9 @@ def interpreter(torch: str, root: Path, *, progress: Callable[[str], None], envi
             _make(home, wanted, torch=torch, uv=_uv(environ), environ=environ)
         packages = str(next(home.glob("lib/python3*/site-packages")))
         own = _link(home / "own")
-    return Interpreter(str(home / "bin" / "python"), (packages,), (("PYTHONPATH", str(own)), ("VIRTUAL_ENV", str(home))))
+    return Interpreter(
+        str(home / "bin" / "python"), (packages,), (("PYTHONPATH", str(own)), ("PYTHONSAFEPATH", "1"), ("VIRTUAL_ENV", str(home)))
+    )
 
 
 def _version(text: str) -> str:
@@ -69,7 +72,7 @@ def _version(text: str) -> str:
         raise BadInput(f"--torch {text!r} is not a version.", remedy="for example --torch 2.13.0.") from error
     if not TORCH_MIN <= Version(found.base_version) < TORCH_BELOW:
         raise BadInput(f"--torch {text} is not supported; 2.11 to 2.15 are.", remedy="for example --torch 2.13.0.")
-    return text
+    return f"{found.public}.0" if len(found.release) == 2 and found.public == found.base_version else found.public
 
 
 def _requirements(torch: str) -> list[str]:
@@ -113,7 +116,7 @@ def _run(command: list[str], torch: str, environ: Mapping[str, str]) -> None:
     if not done.returncode:
         return
     said = " ".join(done.stderr.split())
-    if f"torch=={torch}" in said and ("no version" in said or "No solution" in said):
+    if f"no version of torch=={torch}" in said:
         raise BadInput(f"--torch {torch}: no package index that uv asks has this version.", remedy=f"name another. {said[:300]}")
     raise BadEnvironment(f"uv could not make an environment with torch {torch}: {said[-400:]}", remedy="repair that, and build again.")
 

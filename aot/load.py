@@ -78,15 +78,16 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
         facts = {path: of_module(module, fingerprints[path], options) for path, module in modules.items()}
         found = candidates(store, modules=facts, wish=of_wish(options, here), allow=wish.allow)
     accepted = [candidate for candidate in found if isinstance(candidate.verdict, Accepted)]
-    accepted = [candidate for candidate in accepted if _sound(candidate, store, here, ledger)]
     # without an artifact only what the mode names: the rest is the user's own affair, as it is under torch.compile
     settings = complete(options.process) if accepted else options.process
     release = claim(f"the {options.mode.title} compilation of {', '.join(modules)}", settings)
     # only artifacts that were built for this very model, mode and target can make its compilation warm
-    jit = Jit(options, store=store, manifests=[candidate.manifest for candidate in accepted], ledger=ledger)
+    exact = [candidate.manifest for candidate in accepted if isinstance(candidate.verdict, Accepted) and not candidate.verdict.degraded]
+    jit = Jit(options, store=store, manifests=exact, ledger=ledger)
     served: dict[tuple[str, str], Site] = {}
     for candidate in accepted:
-        _open(candidate, store, modules=modules, served=served, ledger=ledger)
+        if _adds(candidate, served) and _sound(candidate, store, here, ledger):
+            _open(candidate, store, modules=modules, served=served, ledger=ledger)
     try:
         for path in set(modules) - {path for path, _ in served} - optional:
             why = _why(store, found, path, fingerprints[path])
@@ -97,6 +98,12 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
     for (path, _), site in served.items():
         site.serve(Policy(path, here.device, on_miss, jit.compiled, ledger))
     return release
+
+
+def _adds(candidate: Candidate, served: Mapping[tuple[str, str], Site]) -> bool:
+    """Whether to look at it at all: one for another machine only for what no better one serves."""
+    assert isinstance(candidate.verdict, Accepted)
+    return not candidate.verdict.degraded or bool(set(candidate.verdict.components) - {path for path, _ in served})
 
 
 def _sound(candidate: Candidate, store: Store, here: Target, ledger: Ledger) -> bool:

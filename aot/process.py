@@ -35,7 +35,7 @@ class Process:
         seconds: int = 0,
     ) -> None:
         """`python` is the interpreter; after `seconds`, unless 0, the process is killed."""
-        self._task, self._log = task, log
+        self._task, self._log, self._seconds = task, log, seconds
         reading, writing = os.pipe()
         try:
             with open(log, "ab") as output:
@@ -50,7 +50,8 @@ class Process:
         finally:
             os.close(writing)
         self._events = os.fdopen(reading, encoding="utf-8")
-        self._timer = threading.Timer(seconds, self._child.kill) if seconds else None
+        self._expired = threading.Event()
+        self._timer = threading.Timer(seconds, self._expire) if seconds else None
         if self._timer:
             self._timer.start()
         self.send(request)
@@ -70,6 +71,10 @@ class Process:
         if self._timer:
             self._timer.cancel()
         self._events.close()
+
+    def _expire(self) -> None:
+        self._expired.set()
+        self._child.kill()
 
     def send(self, value: Any) -> None:
         """One line to the child; it may be gone already, which `events` will tell."""
@@ -92,6 +97,8 @@ class Process:
         if not done:
             code = self._child.wait()
             how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+            if self._expired.is_set():
+                how = f"took more than {self._seconds} s, and was ended"
             raise BuildFailed(
                 f"the {self._task} process {how} before it was done.",
                 remedy=f"see {self._log}; signal 9 usually means that memory ran out.",

@@ -1,6 +1,7 @@
 """Runner: the C++ runner of an AOTInductor library, without the package around it and without Inductor.
 
-Private names of torch, checked on 2.15.0: `torch._C._aoti.AOTIModelContainerRunnerCpu`; `…Cuda` was read there and not run.
+Private names of torch, checked on 2.11.0, 2.13.0 and 2.15.0: `torch._C._aoti.AOTIModelContainerRunnerCpu`; `…Cuda` was read
+there and not run.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Sku:
             "clock_rate": self.clock,
             "memory_clock_rate": self.memory_clock,
             "memory_bus_width": self.memory_bus,
-            "gcnArchName": "",
+            "gcnArchName": self.name,  # which is what torch's CUDA build answers
         }
 
     def differs(self, here: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -10,6 +10,7 @@ that is stopped keeps what it has. The exit code says whether everything that ra
 """
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -81,6 +82,8 @@ class Check:
             if not self.found[name]["ok"]:
                 self.failed.append(name)
         self._file.write_text(json.dumps(self.found, indent=1) + "\n")
+        gc.collect()
+        torch.cuda.empty_cache()  # the next step's processes need it
 
 
 def machine() -> dict[str, Any]:
@@ -134,14 +137,16 @@ def crossbuilt(row: Row, store: LocalStore, gpu: str) -> dict[str, Any]:
 
     with torch.inference_mode():
         eager, painted, eager_ms = [module(*args, **kwargs) for module, args, kwargs in calls], picture(), _steady(calls)
-        started = time.perf_counter()
-        aot.compile_pipe(plan.pipeline, options=options, ignores=tuple(_others(components)), on_miss="error", allow=("other-sku",))
-        loaded = time.perf_counter() - started
-        served = [module(*args, **kwargs) for module, args, kwargs in calls]
-        wait_for_device()
-        first, served_ms, repainted = time.perf_counter() - started, _steady(calls), picture()
-        (account,) = aot.stats()
-        aot.restore(plan.pipeline)
+        try:
+            started = time.perf_counter()
+            aot.compile_pipe(plan.pipeline, options=options, ignores=tuple(_others(components)), on_miss="error", allow=("other-sku",))
+            loaded = time.perf_counter() - started
+            served = [module(*args, **kwargs) for module, args, kwargs in calls]
+            wait_for_device()
+            first, served_ms, repainted = time.perf_counter() - started, _steady(calls), picture()
+            (account,) = aot.stats()
+        finally:
+            aot.restore(plan.pipeline)
     worst = max(compare(ours, theirs).relative_l2 for ours, theirs in zip(served, eager, strict=True))
     allowed = tolerance(options.mode, dtype)
     return {
@@ -198,15 +203,21 @@ def flipped(row: Row, store: LocalStore, times: int) -> dict[str, Any]:
 
 def check_crossbuilt(check: Check, tar: Path, gpu: str | None) -> None:
     folder = default_root(os.environ) / "crossbuilt"
+    check.step("unpack", lambda: unpacked(tar, folder))
+    if check.found["unpack"].get("artifacts"):
+        store = LocalStore(folder)
+        for row in listing(store):
+            name = f"{row.ref.name} {row.part('scope')}"
+            check.step(f"cross-built {name}", lambda row=row: crossbuilt(row, store, gpu or row.part("target.sku")))
+            check.step(f"flipped bits {name}", lambda row=row: flipped(row, store, 100))
+
+
+def unpacked(tar: Path, folder: Path) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, parents=True)
     with tarfile.open(tar) as archive:
         archive.extractall(folder, filter="data")
-    store = LocalStore(folder)
-    for row in listing(store):
-        name = f"{row.ref.name} {row.part('scope')}"
-        check.step(f"cross-built {name}", lambda row=row: crossbuilt(row, store, gpu or row.part("target.sku")))
-        check.step(f"flipped bits {name}", lambda row=row: flipped(row, store, 100))
+    return {"artifacts": [str(row.digest) for row in listing(LocalStore(folder))]}
 
 
 def main() -> None:
@@ -222,6 +233,7 @@ def main() -> None:
     parser.add_argument("--crossbuilt", type=Path, help="what scripts/crossbuilt.sh made")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    os.umask(0o077)  # a store that others may write is refused
     if not torch.cuda.is_available():
         sys.exit("there is no GPU here; scripts/crossbuilt.sh is what a host without one can do")
     gpu = next((sku.alias for sku in SKUS.values() if is_here(sku.alias)), None)

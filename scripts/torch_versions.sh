@@ -5,7 +5,7 @@
 #
 # Needs uv and about 6 GB below FOLDER for each version; on two cores about half an hour each. Environments are kept in FOLDER.
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '2,7p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,6p' "$0" >&2; exit 2; }
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 shift
@@ -24,9 +24,8 @@ for version in "${versions[@]}"; do
   fi
   echo "== torch $("$home/bin/python" -c 'import torch; print(torch.__version__)'): tests"
   (cd "$here" && PATH="$home/bin:$PATH" "$home/bin/python" -m pytest -q -p no:cacheprovider "${tests[@]}")
-  if [ ! -e "$folder/store-$version/v1" ]; then
-    AOT_HOME=$folder/store-$version "$home/bin/python" -m aot.cli.app build pixart-alpha --variant tiny --gpu cpu --no-cache-layer
-  fi
+  rm -rf "$folder/store-$version"
+  (cd "$here" && AOT_HOME=$folder/store-$version "$home/bin/python" -m aot.cli.app build pixart-alpha --variant tiny --gpu cpu --no-cache-layer)
 done
 for version in "${versions[@]}"; do  # every version's artifact on every version
   for other in "${versions[@]}"; do

@@ -20,7 +20,8 @@ from tests.conftest import H200, SHAPES, quiet, request_for
 
 def test_the_torch_that_is_installed_needs_no_environment(tmp_path: Path) -> None:
     here = Version(version("torch")).public
-    assert interpreter(here, tmp_path, progress=quiet, environ={}) == Interpreter()
+    for text in (here, f"{here}+cu130", here.removesuffix(".0")):
+        assert interpreter(text, tmp_path, progress=quiet, environ={}) == Interpreter()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -36,13 +36,14 @@ def _row(sku: Sku) -> dict[str, Any]:
 
 
 def _here(json: bool) -> None:
-    from aot.device import properties_here
+    from aot.device import choose_ordinal, gpus_here, properties_here
     from aot.target import Target
 
     found: list[dict[str, Any]] = [{"gpu": "cpu", "target": str(Target.named("cpu")), "row": None, "differs": []}]
-    for properties in properties_here():
+    for ordinal, properties in enumerate(properties_here()):
         row = next((sku for sku in SKUS.values() if sku.name == properties["name"]), None)
         differs = [{"property": name, "row": mine, "here": theirs} for name, mine, theirs in (row.differs(properties) if row else [])]
+        choose_ordinal("cuda", ordinal)
         target = str(Target.detect("cuda"))
         found.append({"gpu": row.alias if row else properties["name"], "target": target, "row": row and row.alias, "differs": differs})
     if json:
@@ -51,8 +52,9 @@ def _here(json: bool) -> None:
     for item in found:
         print(f"{item['gpu']}\t{item['target']}")
         if item["gpu"] != "cpu" and item["row"] is None:
-            print("  it has no row: artifacts for it can be built on it, not elsewhere")
+            print("  it has no row: nothing can be built for it; its properties, as a row of aot/sku.py, would change that")
         for difference in item["differs"]:
             print(f"  {difference['property']}: {difference['here']} here, {difference['row']} in its row")
     if len(found) == 1:
-        typer.echo("there is no GPU here that a driver answers for", err=True)
+        said = "this torch sees none of the GPUs that are here" if gpus_here() else "there is no GPU here that a driver answers for"
+        typer.echo(said, err=True)

@@ -36,7 +36,7 @@ def _do(name: str, message: dict[str, Any], parent: Parent) -> None:
     if name == "canary":
         from aot.canary import sing
 
-        sing(Path(message["directory"]), message["device"], parent)
+        sing(message, parent)
         return
     request = Request.from_json(message["request"])
     recipe = find(request.recipe)
