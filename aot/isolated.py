@@ -23,7 +23,7 @@ from cache_store.root import open_root
 
 OURS = ("aot", "cache_store", "recipes")
 _PINNED = ("diffusers", "transformers")  # as here: what is traced, and so the key, is then the same
-_NEEDED = 12 * 2**30  # bytes: torch with its CUDA libraries takes 5 to 7 GB, and uv's own copy may be on another disk
+_NEEDED = 8 * 2**30  # bytes: torch with its CUDA libraries takes 5 to 7 GB
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ H200 = {"gpu": "h200", "simulate": True, "untuned": True, "cache_layer": False}
 CROSS = {"a100-pcie-40gb": "sm_80", "l40s": "sm_89", "h200": "sm_90", "rtx-5090": "sm_120"}
 
 
-def _cross_request(gpu: str) -> Request:
+def cross_request(gpu: str) -> Request:
     """The smallest there is to compile: a text encoder of one layer."""
     dtype = "bfloat16" if gpu == "h200" else "float32"
     return request_for(**{**H200, "gpu": gpu}, shapes=SHAPES[:1], components=("text_encoder",), dtype=dtype)
@@ -96,7 +96,7 @@ def _cross_request(gpu: str) -> Request:
 def crossbuilt(tmp_path_factory: pytest.TempPathFactory, build_pool: ThreadPoolExecutor) -> Callable[[str], Artifact]:
     """The artifact for a GPU that is not here."""
     store = LocalStore(tmp_path_factory.mktemp("cross") / "home")
-    futures = {gpu: build_pool.submit(build, _cross_request(gpu), store, progress=quiet, environ=os.environ) for gpu in CROSS}
+    futures = {gpu: build_pool.submit(build, cross_request(gpu), store, progress=quiet, environ=os.environ) for gpu in CROSS}
     return lambda gpu: (store, futures[gpu].result())
 
 

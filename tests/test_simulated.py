@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from aot.build import build
 from aot.cli.request import parse, parse_options
 from aot.cli.text import found_cubins
 from aot.device import gpus_here, open_device
@@ -26,9 +28,10 @@ from aot.shape import Shape
 from aot.simulated import simulated
 from aot.sku import SKUS
 from aot.target import Allow, Target
+from cache_store.layer import materialise
 from cache_store.local import LocalStore
 from recipes import RECIPES, find
-from tests.conftest import CROSS, H200, Artifact, request_for
+from tests.conftest import CROSS, H200, Artifact, cross_request, quiet, request_for
 
 pytestmark = pytest.mark.skipif(bool(gpus_here()), reason="for machines without a GPU: builds here would be real")
 
@@ -136,6 +139,20 @@ def test_every_cubin_of_an_artifact_built_without_its_gpu_carries_its_architectu
     assert SKUS[gpu].name in built.manifest.certificate["unchecked"]
     assert [layer.kind for layer in built.manifest.layers] == ["graph"]
     assert {"triton", "cuda", "torch"} <= set(built.manifest.producer)
+
+
+def test_the_same_build_again_gives_the_same_bytes_and_none_of_this_hosts_paths(
+    crossbuilt: Callable[[str], Artifact], tmp_path: Path
+) -> None:
+    store, built = crossbuilt("h200")
+    again = build(cross_request("h200"), LocalStore(tmp_path / "home"), progress=quiet, environ=os.environ)
+    assert again.manifest.layers == built.manifest.layers
+    (layer,) = built.manifest.layers
+    with store.open_blob(layer.digest) as blob:
+        materialise(layer, files=built.manifest.files_of(layer), blob=blob, into=tmp_path / "files")
+    for file in (tmp_path / "files").iterdir():
+        for path in (str(store.root), str(Path(torch.__file__).parent), str(Path.home())):
+            assert path.encode() not in file.read_bytes(), file.name
 
 
 def test_show_prints_what_machine_code_was_found(crossbuilt: Callable[[str], Artifact]) -> None:
