@@ -6,17 +6,17 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aot.artifact import GRAPH, run_directory
+from aot.artifact import GRAPH, run_directory, unpack
 from aot.book import FILE as BOOK
 from aot.book import Book
 from aot.certificate import tolerance
 from aot.device import choose_ordinal, current_ordinal
 from aot.errors import LoadFailed
 from aot.golden import FILE, Golden
+from aot.ledger import Ledger
 from aot.mode import Mode
 from aot.process import Parent, Process
 from aot.runner import Graph
@@ -25,7 +25,6 @@ from aot.target import Target
 from cache_store.canonical import encode
 from cache_store.digest import Digest
 from cache_store.errors import CodedError, Malformed
-from cache_store.layer import materialise, verify
 from cache_store.local import LocalStore
 from cache_store.manifest import Manifest
 from cache_store.store import Store
@@ -34,16 +33,8 @@ _REMEDY = "build it for this torch: `aot build --torch`."
 SECONDS = 600  # after which a canary is taken for dead: a model of the largest kind takes one, on a CPU
 
 
-@dataclass(frozen=True, slots=True)
-class Sung:
-    """A canary's answer: the largest relative L2 error against the golden outputs, and what was allowed."""
-
-    error: float
-    allowed: float
-
-
-def send(store: Store, digest: Digest, manifest: Manifest, *, here: Target, environ: Mapping[str, str] = os.environ) -> Sung:
-    """Run every graph of the artifact in a process of its own and compare with its golden outputs.
+def send(store: Store, digest: Digest, manifest: Manifest, *, here: Target, environ: Mapping[str, str] = os.environ) -> float:
+    """Run every graph of the artifact in a process of its own and return its largest relative L2 error against its golden outputs.
 
     One that passed is remembered in a local store, for this very target, and not sent again. Raises LoadFailed when it did
     not come back, came back with other numbers, or the artifact has no golden outputs; Corrupt, Missing for its bytes.
@@ -51,7 +42,7 @@ def send(store: Store, digest: Digest, manifest: Manifest, *, here: Target, envi
     allowed = tolerance(Mode.parse(manifest.key["mode"]), _widest(manifest))
     note = _note(store, digest, here)
     if (remembered := _read(note)) is not None:
-        return Sung(remembered, allowed)
+        return remembered
     with run_directory("aot-canary-") as directory:
         _materialise(store, digest, manifest, directory)
         error = _sing(directory, manifest, here, environ)
@@ -62,7 +53,7 @@ def send(store: Store, digest: Digest, manifest: Manifest, *, here: Target, envi
         )
     if note:
         _write(note, {"error": error, "target": str(here)})
-    return Sung(error, allowed)
+    return error
 
 
 def _read(note: Path | None) -> float | None:
@@ -94,9 +85,7 @@ def _materialise(store: Store, digest: Digest, manifest: Manifest, directory: Pa
     if layer is None or FILE not in {entry.path for entry in files}:
         why = manifest.certificate.get("unchecked", "it is of an older version of aot")
         raise LoadFailed(f"artifact {digest.short} has no golden outputs: {why}.", remedy=_REMEDY)
-    with store.open_blob(layer.digest) as blob:
-        verify(layer, blob)
-        materialise(layer, files=files, blob=blob, into=directory)
+    unpack(store, manifest, layer=layer, into=directory, ledger=Ledger())
 
 
 def _sing(directory: Path, manifest: Manifest, here: Target, environ: Mapping[str, str]) -> float:

@@ -71,11 +71,10 @@ def _tensor(spec: TensorSpec, number: int, *, weight: bool) -> torch.Tensor:
     a single dimension may be a norm's, and is around a half.
     """
     dtype: torch.dtype = getattr(torch, spec.dtype)
-    needed = 0 if 0 in spec.shape else 1 + sum((size - 1) * step for size, step in zip(spec.shape, spec.stride, strict=True))
     if not dtype.is_floating_point:
-        flat = torch.ones(needed, dtype=dtype)
+        flat = torch.ones(spec.span, dtype=dtype)
     else:
-        flat = _noise().roll(_STEP * number).repeat(-(-needed // _PERIOD))[:needed]
+        flat = _noise().roll(_STEP * number).repeat(-(-spec.span // _PERIOD))[: spec.span]
         if weight:
             flat = flat / math.sqrt(max(math.prod(spec.shape[1:]), 1)) if len(spec.shape) > 1 else 0.5 + 0.1 * flat
     return flat.to(dtype).to(spec.device).as_strided(spec.shape, spec.stride)

@@ -73,7 +73,7 @@ class Options:
     @property
     def inductor(self) -> dict[str, Setting]:
         """Inductor configuration: the mode's, then the user's own options over it."""
-        return self.mode.inductor | parse_options(self.options)[0]
+        return self.mode.inductor | self.options_of_inductor
 
     @property
     def options_of_inductor(self) -> dict[str, Setting]:

@@ -67,7 +67,7 @@ def judge(key: Key, *, modules: Mapping[str, Facts], wish: Facts, allow: Collect
     """
     found = Target.of_parts(key.parts).check(Target.of_parts(wish), also=key.parts.get("also", "").split())
     degraded = tuple(difference for difference in found if difference.weight is Weight.DEGRADING)
-    refused = [difference for difference in found if difference.weight is not Weight.HARMLESS and difference.allow not in allow]
+    refused = [difference for difference in found if difference.refused(allow)]
     mode = tuple(entry for entry in Key(key.shared()).diff(Key(wish)) if not entry[0].startswith("target."))
     shared = (*mode, *((f"target.{difference.field}", difference.built, difference.here) for difference in refused))
     served: dict[str, str] = {}

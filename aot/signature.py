@@ -45,10 +45,14 @@ class TensorSpec:
         shape, stride, dtype, device = value
         return cls(tuple(shape), tuple(stride), dtype, device)
 
+    @property
+    def span(self) -> int:
+        """How many elements lie from its first to its last in memory: fewer than its size where it is expanded (stride 0)."""
+        return 0 if 0 in self.shape else 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+
     def zeros(self) -> torch.Tensor:
         """A tensor of this spec; an expanded one (stride 0) too."""
-        needed = 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
-        flat = torch.zeros(0 if 0 in self.shape else needed, dtype=getattr(torch, self.dtype), device=self.device)
+        flat = torch.zeros(self.span, dtype=getattr(torch, self.dtype), device=self.device)
         return flat.as_strided(self.shape, self.stride)
 
     def differs(self, other: TensorSpec) -> str | None:

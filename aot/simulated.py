@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import copy
+from dataclasses import replace
 from functools import _lru_cache_wrapper, partial, wraps
 from types import SimpleNamespace
 from typing import Any
@@ -200,17 +201,13 @@ def fake_device(mode: FakeTensorMode) -> Iterator[None]:
 def to_fake(module: nn.Module, mode: FakeTensorMode) -> None:
     """Replace the weights of `module` by fakes of the same metadata on the simulated device."""
 
-    def replaced(tensor: torch.Tensor) -> torch.Tensor:
-        with mode:
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=DEVICE)
-
     for child in module.modules():
         for name, weight in child._parameters.items():
             if weight is not None:
-                child._parameters[name] = nn.Parameter(replaced(weight), requires_grad=weight.requires_grad)
+                child._parameters[name] = nn.Parameter(_fake(weight, mode), requires_grad=weight.requires_grad)
         for name, buffer in child._buffers.items():
             if buffer is not None:
-                child._buffers[name] = replaced(buffer)
+                child._buffers[name] = _fake(buffer, mode)
 
 
 def schedule_on_cpu(scheduler: Any, mode: FakeTensorMode) -> Any:
@@ -276,8 +273,7 @@ def _on_cpu(tensor: torch.Tensor, state: _Schedule) -> torch.Tensor:
     if tensor.dim() == 0 and state.timesteps is not None:
         found: torch.Tensor = state.timesteps[state.place]
         return found
-    spec = TensorSpec.of(tensor)
-    return TensorSpec(spec.shape, spec.stride, spec.dtype, "cpu").zeros()
+    return replace(TensorSpec.of(tensor), device="cpu").zeros()
 
 
 def _to_fakes(value: Any, mode: FakeTensorMode) -> Any:
@@ -286,9 +282,13 @@ def _to_fakes(value: Any, mode: FakeTensorMode) -> Any:
         return value
     tensors: list[torch.Tensor] = []
     form = flatten(value, tensors)
+    return fill(form, iter([_fake(tensor, mode) for tensor in tensors]))
+
+
+def _fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    """A tensor of the same metadata on the simulated device."""
     with mode:
-        moved = [torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=DEVICE) for tensor in tensors]
-    return fill(form, iter(moved))
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=DEVICE)
 
 
 new_mode = partial(FakeTensorMode, allow_non_fake_inputs=True)

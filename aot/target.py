@@ -57,6 +57,10 @@ class Difference:
     why: str
     allow: Allow | None = None
 
+    def refused(self, allowed: Collection[Allow]) -> bool:
+        """Whether it keeps an artifact from being loaded, where the user allows these."""
+        return self.weight is not Weight.HARMLESS and self.allow not in allowed
+
     def __str__(self) -> str:
         allowed = f" (may be allowed: {self.allow})" if self.allow else ""
         return f"{self.field}: built for {self.built or 'none'}, here {self.here or 'none'}: {self.weight}, {self.why}{allowed}"
@@ -115,7 +119,7 @@ class Target:
         that has no row, BadEnvironment for libraries that are missing, outside the supported range, or without CUDA.
         """
         if gpu == CPU:
-            return cls._here(CPU, instruction_set(platform.machine(), cpu_flags()))
+            return cls._here(CPU, cpu_here())
         row = find_sku(gpu)
         return cls._here("cuda", row.name, arch=str(row.architecture))
 
@@ -232,6 +236,11 @@ def constant(source: str, name: str) -> str | None:
         if named and isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
             return None if node.value.value is None else str(node.value.value)
     return None
+
+
+def cpu_here() -> str:
+    """This machine's CPU, as a target names it."""
+    return instruction_set(platform.machine(), cpu_flags())
 
 
 def instruction_set(machine: str, flags: set[str]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from aot.environment import INDUCTOR_DIRECTORY
 from aot.errors import BadEnvironment
 from aot.sku import CPU
-from aot.target import cpu_flags, instruction_set
+from aot.target import cpu_here
 from cache_store.digest import Digest
 
 # GCC stops inlining when a translation unit grows too much. AOTInductor puts all kernels of a graph into one, and the
@@ -47,7 +47,7 @@ def write_compiler(directory: Path, gpu: str, environ: Mapping[str, str]) -> Pat
     compiled for whatever this host has beyond it, a graph would end other hosts of its target with an illegal instruction.
     """
     compiler = find_compiler(environ)
-    level = instruction_set(platform.machine(), cpu_flags()).split("+")[0] if gpu == CPU else _BESIDE_A_GPU.get(platform.machine(), "")
+    level = cpu_here().split("+")[0] if gpu == CPU else _BESIDE_A_GPU.get(platform.machine(), "")
     flags = " ".join([_SMALL, *([f"-march={level}"] if level.startswith("x86-64-") else [])])
     inline = "" if "clang" in compiler.name else _INLINE
     # what a library says of its sources: a build's folder and files have other names each time, and this host's paths are

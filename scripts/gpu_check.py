@@ -36,6 +36,7 @@ from aot.environment import GRAPH_CACHE
 from aot.example import Example
 from aot.listing import Row, listing
 from aot.measurement import COMPARED, Measurement, Way
+from aot.nexfort import PIPELINE_COMPONENTS
 from aot.options import Options
 from aot.plan import make_plan
 from aot.request import Request
@@ -130,6 +131,7 @@ def crossbuilt(row: Row, store: LocalStore, gpu: str) -> dict[str, Any]:
     request = Request(recipe.name, key["variant"], shapes, gpu, options, dtype=dtype, scope=key["scope"], components=components)
     plan = make_plan(recipe, request)
     calls = [(plan.modules[call.component], *call.signature.call(call.tensors)) for call in plan.calls]
+    others = tuple(path for path in PIPELINE_COMPONENTS if path not in components)
     example = Example(shapes[0], frames=recipe.variant(key["variant"]).frames)
 
     def picture() -> Any:
@@ -139,7 +141,7 @@ def crossbuilt(row: Row, store: LocalStore, gpu: str) -> dict[str, Any]:
         eager, painted, eager_ms = [module(*args, **kwargs) for module, args, kwargs in calls], picture(), _steady(calls)
         try:
             started = time.perf_counter()
-            aot.compile_pipe(plan.pipeline, options=options, ignores=tuple(_others(components)), on_miss="error", allow=("other-sku",))
+            aot.compile_pipe(plan.pipeline, options=options, ignores=others, on_miss="error", allow=("other-sku",))
             loaded = time.perf_counter() - started
             served = [module(*args, **kwargs) for module, args, kwargs in calls]
             wait_for_device()
@@ -160,10 +162,6 @@ def crossbuilt(row: Row, store: LocalStore, gpu: str) -> dict[str, Any]:
         "steady_ms": {"eager": eager_ms, "artifact": served_ms},
         "account": account,
     }
-
-
-def _others(components: tuple[str, ...]) -> list[str]:
-    return [path for path in ("transformer", "unet", "vae.decoder") if path not in components]
 
 
 def _steady(calls: list[Any], times: int = 20) -> float:

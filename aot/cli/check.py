@@ -11,7 +11,7 @@ from aot.cli.request import Json
 from aot.cli.text import print_json, print_table
 from aot.errors import Miss
 from aot.sku import CPU
-from aot.target import Allow, Difference, Target, Weight
+from aot.target import Allow, Difference, Target
 
 
 def check(
@@ -35,14 +35,14 @@ def check(
     row, *_ = pick(listing(store), artifact)
     built = Target.of_parts(row.manifest.key)
     here = _machine(gpu, built)
-    allowed = {Allow.SKU: allow_other_sku, Allow.TORCH: allow_other_torch}
+    allowed = [allow for allow, given in ((Allow.SKU, allow_other_sku), (Allow.TORCH, allow_other_torch)) if given]
     found = built.check(here, also=row.manifest.key.get("also", "").split())
-    refused = [one for one in found if one.weight is not Weight.HARMLESS and not (one.allow and allowed[one.allow])]
+    refused = [one for one in found if one.refused(allowed)]
     error = None
     if gpu == "auto" and not refused and any(one.allow is Allow.TORCH for one in found):  # on another machine it is sent there
         from aot.canary import send
 
-        error = send(store, row.digest, row.manifest, here=here).error
+        error = send(store, row.digest, row.manifest, here=here)
     if json:
         differences = [{"field": one.field, "built": one.built, "here": one.here, "is": one.weight, "why": one.why} for one in found]
         print_json({"built": str(built), "here": str(here), "differences": differences, "loads": not refused, "canary_error": error})
