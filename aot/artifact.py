@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from aot.book import FILE, Book
 from aot.cudagraph import CudaRecorder
+from aot.guard import Guard, open_timed
 from aot.ledger import Ledger
 from aot.mode import Mode
 from aot.runner import Graph
@@ -19,22 +20,32 @@ from cache_store.digest import Digest
 from cache_store.errors import Corrupt, Malformed, named
 from cache_store.layer import materialise, verify
 from cache_store.manifest import Layer, Manifest
+from cache_store.patience import LOAD_SECONDS, Deadline
 from cache_store.store import Store
+from cache_store.trust import Admitted
 
 GRAPH, CACHE = "graph", "cache"  # the kinds of layer
 
 
 def open_graphs(
-    store: Store, digest: Digest, manifest: Manifest, ledger: Ledger, *, components: Container[str]
+    store: Store,
+    admitted: Admitted,
+    ledger: Ledger,
+    *,
+    components: Container[str],
+    guard: Guard | None = None,
 ) -> tuple[Book, list[Graph]]:
     """Verify the graph layer and open the libraries of these of its components. What each step took goes into `ledger`.
 
     Every byte is verified before anything parses or maps it. The files are gone again when this returns: the process
-    keeps the mapping, and a process that is killed leaves nothing behind. Raises Corrupt, Missing, LoadFailed.
+    keeps the mapping, and a process that is killed leaves nothing behind. With a `guard` a mark is left while libraries are
+    opened, and during the first call of each. Raises Corrupt, Missing, LoadFailed, TimedOut.
     """
+    digest, manifest = admitted.digest, admitted.manifest
     layer = _graph_layer(digest, manifest)
     device, cudagraphs = manifest.key["target.device"], Mode.parse(manifest.key["mode"]).cudagraphs
-    with run_directory() as directory, store.open_blob(layer.digest) as blob:
+    entering = partial(guard.entering, digest) if guard else nullcontext
+    with run_directory() as directory, open_timed(store, layer.digest, loading(digest)) as blob:
         with ledger.timed("verify"):
             verify(layer, blob)
         with ledger.timed("materialise"):
@@ -43,20 +54,22 @@ def open_graphs(
             files = {entry.file for entry in entries}
             needed = [file for file in manifest.files_of(layer) if file.path in files]
             materialise(layer, files=needed, blob=blob, into=directory)
-        with ledger.timed("load"):
+        with ledger.timed("load"), entering():
             graphs = [Graph(entry, directory / entry.file, device=device, cudagraphs=cudagraphs) for entry in entries]
-    if cudagraphs:
-        for graph in graphs:
+    for graph in graphs:
+        graph.enter_first(entering)
+        if cudagraphs:
             graph.replay(CudaRecorder(), partial(ledger.spent, "record"))
     ledger.graphs += graphs
     ledger.artifacts.append(str(digest))
     return book, graphs
 
 
-def read_book(store: Store, digest: Digest, manifest: Manifest) -> Book:
-    """The shape book alone, to explain a miss; no library is opened. Raises Corrupt, Missing."""
+def read_book(store: Store, admitted: Admitted) -> Book:
+    """The shape book alone, to explain a miss; no library is opened. Raises Corrupt, Missing, TimedOut."""
+    digest, manifest = admitted.digest, admitted.manifest
     layer = _graph_layer(digest, manifest)
-    with run_directory() as directory, store.open_blob(layer.digest) as blob:
+    with run_directory() as directory, open_timed(store, layer.digest, loading(digest)) as blob:
         verify(layer, blob)
         return _book(layer, manifest, blob=blob, into=directory, digest=digest)
 
@@ -77,13 +90,19 @@ def _graph_layer(digest: Digest, manifest: Manifest) -> Layer:
     return layer
 
 
-def unpack(store: Store, manifest: Manifest, *, layer: Layer, into: Path, ledger: Ledger) -> None:
-    """Verify one layer and write its files below `into`. Raises Corrupt, Missing."""
-    with store.open_blob(layer.digest) as blob:
+def unpack(store: Store, admitted: Admitted, *, layer: Layer, into: Path, ledger: Ledger) -> None:
+    """Verify one layer and write its files below `into`. Raises Corrupt, Missing, TimedOut."""
+    manifest = admitted.manifest
+    with open_timed(store, layer.digest, loading(admitted.digest)) as blob:
         with ledger.timed("verify"):
             verify(layer, blob)
         with ledger.timed("materialise"):
             materialise(layer, files=manifest.files_of(layer), blob=blob, into=into)
+
+
+def loading(digest: Digest) -> Deadline:
+    """The time that loading an artifact may take once its bytes are on this machine."""
+    return Deadline(LOAD_SECONDS, f"loading artifact {digest.short}")
 
 
 @contextmanager

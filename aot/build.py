@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from aot.artifact import CACHE, GRAPH
-from aot.environment import INDUCTOR_DIRECTORY
+from aot.environment import INDUCTOR_DIRECTORY, SIGNING_KEY
 from aot.errors import BuildFailed
 from aot.isolated import Interpreter
 from aot.key import Key
@@ -26,6 +27,7 @@ from cache_store.digest import Digest
 from cache_store.layer import pack
 from cache_store.local import LocalStore
 from cache_store.manifest import FileEntry, Layer, Manifest
+from cache_store.signing import SigningKey, merge
 from cache_store.store import Ref
 
 # Inductor's own bookkeeping of one machine, worthless elsewhere: lock files, and C++ headers it precompiled for itself
@@ -61,6 +63,7 @@ def build(
     the torch, to compile with; by default this process's own. Raises CodedError.
     """
     compiled_by = interpreter or Interpreter()
+    keys = signing_keys(store.root, environ)
     environ = compiled_by.environment(environ)
     log = _log(store, request)
     with store.temporary() as work:
@@ -88,7 +91,7 @@ def build(
                 progress("pack and store")
                 producer = {**_producer(), **planned["versions"], "cold_build": f"{time.perf_counter() - started:.1f}"}
                 manifest, blobs = _pack(work, kinds, key=key, name=request.recipe, done=done, producer=producer)
-                digest = store.commit(ref, manifest.encode(), blobs)
+                digest = store.commit(ref, manifest.encode(), blobs, envelope=_signed(manifest.encode(), keys))
     return Built(ref, digest, manifest, fresh=True, log=log)
 
 
@@ -156,6 +159,16 @@ def _pack(
         certificate=done["certificate"],
     )
     return manifest, blobs
+
+
+def signing_keys(root: Path, environ: Mapping[str, str]) -> list[SigningKey]:
+    """This machine's, and the one in the file that AOT_SIGNING_KEY names. Raises Malformed, RootRefused, Unreachable."""
+    own = SigningKey.of_machine(root)
+    return [own, SigningKey(Path(environ[SIGNING_KEY]).expanduser())] if environ.get(SIGNING_KEY) else [own]
+
+
+def _signed(manifest: bytes, keys: list[SigningKey]) -> bytes | None:
+    return reduce(merge, (key.sign(manifest) for key in keys), None)
 
 
 def _shipped(root: Path) -> list[str]:

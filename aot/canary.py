@@ -16,6 +16,7 @@ from aot.certificate import tolerance
 from aot.device import choose_ordinal, current_ordinal
 from aot.errors import LoadFailed
 from aot.golden import FILE, Golden
+from aot.guard import Guard
 from aot.ledger import Ledger
 from aot.mode import Mode
 from aot.process import Parent, Process
@@ -25,41 +26,43 @@ from aot.target import Target
 from cache_store.canonical import encode
 from cache_store.digest import Digest
 from cache_store.errors import CodedError, Malformed
-from cache_store.local import LocalStore
 from cache_store.manifest import Manifest
 from cache_store.store import Store
+from cache_store.trust import Admitted
 
 _REMEDY = "build it for this torch: `aot build --torch`."
 SECONDS = 600  # after which a canary is taken for dead: a model of the largest kind takes one, on a CPU
 
 
-def send(store: Store, digest: Digest, manifest: Manifest, *, here: Target, environ: Mapping[str, str] = os.environ) -> float:
+def send(
+    store: Store, admitted: Admitted, *, here: Target, guard: Guard, environ: Mapping[str, str] = os.environ, again: bool = False
+) -> float:
     """Run every graph of the artifact in a process of its own and return its largest relative L2 error against its golden outputs.
 
-    One that passed is remembered in a local store, for this very target, and not sent again. Raises LoadFailed when it did
+    One that passed is remembered, for this very target, and not sent again unless `again`. Raises LoadFailed when it did
     not come back, came back with other numbers, or the artifact has no golden outputs; Corrupt, Missing for its bytes.
     """
+    digest, manifest = admitted.digest, admitted.manifest
     allowed = tolerance(Mode.parse(manifest.key["mode"]), _widest(manifest))
-    note = _note(store, digest, here)
-    if (remembered := _read(note)) is not None:
+    note = guard.home / "canary" / f"{digest.hex}-{Digest.of(encode(str(here))).short}.json"
+    if not again and (remembered := _read(note)) is not None:
         return remembered
     with run_directory("aot-canary-") as directory:
-        _materialise(store, digest, manifest, directory)
+        _materialise(store, admitted, directory)
         error = _sing(directory, manifest, here, environ)
     if not error <= allowed:
         raise LoadFailed(
             f"artifact {digest.short}: its graphs differ from their golden outputs by {error:.1e} on {here}, allowed are {allowed:.0e}.",
             remedy=_REMEDY,
         )
-    if note:
-        _write(note, {"error": error, "target": str(here)})
+    _write(note, {"error": error, "target": str(here)})
     return error
 
 
-def _read(note: Path | None) -> float | None:
+def _read(note: Path) -> float | None:
     """The error that a canary came back with before; None where nothing can be read."""
     try:
-        return None if note is None else float(json.loads(note.read_text())["error"])
+        return float(json.loads(note.read_text())["error"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -79,13 +82,14 @@ def _widest(manifest: Manifest) -> str:
     return next((dtype for dtype in ("bfloat16", "float16", "float32") if dtype in found), "float32")
 
 
-def _materialise(store: Store, digest: Digest, manifest: Manifest, directory: Path) -> None:
+def _materialise(store: Store, admitted: Admitted, directory: Path) -> None:
+    digest, manifest = admitted.digest, admitted.manifest
     layer = manifest.layer(GRAPH)
     files = manifest.files_of(layer) if layer else []
     if layer is None or FILE not in {entry.path for entry in files}:
         why = manifest.certificate.get("unchecked", "it is of an older version of aot")
         raise LoadFailed(f"artifact {digest.short} has no golden outputs: {why}.", remedy=_REMEDY)
-    unpack(store, manifest, layer=layer, into=directory, ledger=Ledger())
+    unpack(store, admitted, layer=layer, into=directory, ledger=Ledger())
 
 
 def _sing(directory: Path, manifest: Manifest, here: Target, environ: Mapping[str, str]) -> float:
@@ -114,10 +118,3 @@ def sing(message: Mapping[str, Any], parent: Parent) -> None:
         raise LoadFailed(f"its golden outputs cannot be read: {error}") from error
     runs = {entry.file: Graph(entry, directory / entry.file, device=device).run_flat for entry in book.graphs}
     parent.tell("done", error=golden.error(book, runs))
-
-
-def _note(store: Store, digest: Digest, here: Target) -> Path | None:
-    """Where a local store remembers that this artifact passed on this target."""
-    if not isinstance(store, LocalStore):
-        return None
-    return store.root / "canary" / f"{digest.hex}-{Digest.of(encode(str(here))).short}.json"

@@ -37,7 +37,7 @@ class OnMiss(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class ServedBy:
     """How the dispatchers of one component answer a call they have no graph for."""
 
     component: str
@@ -96,7 +96,7 @@ class Dispatcher:
     for another structure, under autocast, or where a gradient is asked for.
     """
 
-    def __init__(self, plain: Callable[..., Any], module: nn.Module, graphs: ShapeBook, kind: Kind, policy: Policy) -> None:
+    def __init__(self, plain: Callable[..., Any], module: nn.Module, graphs: ShapeBook, kind: Kind, policy: ServedBy) -> None:
         self.plain = plain
         self._module, self._graphs, self._kind, self._policy = module, graphs, kind, policy
         self._known: dict[Any, tuple[Graph, list[int] | None]] = {}

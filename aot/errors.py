@@ -1,6 +1,18 @@
 """What can go wrong with models and GPUs, and what each costs: the one table from error to exit code."""
 
-from cache_store.errors import CodedError, Corrupt, Malformed, Missing, RootRefused, StoreError, StoreFull, Unreachable
+from cache_store.errors import (
+    CodedError,
+    Corrupt,
+    Denied,
+    Malformed,
+    Missing,
+    RolledBack,
+    RootRefused,
+    StoreError,
+    StoreFull,
+    Unreachable,
+    Untrusted,
+)
 
 
 class BadInput(CodedError):
@@ -51,6 +63,12 @@ class LoadFailed(CodedError):
     code = "AOT-E502"
 
 
+class Crashed(CodedError):
+    """The artifact ended a process on this host before. It is not loaded here again until it is shown to be harmless."""
+
+    code = "AOT-E503"
+
+
 EXIT_CODES: dict[type[CodedError], int] = {
     BadInput: 2,
     Malformed: 2,
@@ -66,6 +84,10 @@ EXIT_CODES: dict[type[CodedError], int] = {
     StoreFull: 9,
     Miss: 10,
     LoadFailed: 10,
+    Crashed: 10,
+    Untrusted: 11,
+    RolledBack: 11,
+    Denied: 12,
     StoreError: 8,
     CodedError: 1,
 }

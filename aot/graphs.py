@@ -21,7 +21,7 @@ from aot.capture import Call, in_dtype
 from aot.certificate import check, compare, tolerance
 from aot.cubin import architectures
 from aot.device import Device, open_device, wait_for_device
-from aot.dispatch import OnMiss, Policy
+from aot.dispatch import OnMiss, ServedBy
 from aot.environment import INDUCTOR_DIRECTORY
 from aot.errors import BuildFailed
 from aot.golden import FILE as GOLDEN
@@ -163,7 +163,7 @@ def check_graphs(plan: Plan, book: Book, graphs: list[Graph], *, device: str, al
     with torch.inference_mode():
         eager = [_timed(plan, call) for call in calls]
         for (name, _), site in sites(book, graphs, plan.modules).items():
-            site.serve(Policy(name, device, OnMiss.ERROR, lambda function: function, Ledger()))
+            site.serve(ServedBy(name, device, OnMiss.ERROR, lambda function: function, Ledger()))
         try:
             served = [_timed(plan, call) for call in calls]
         finally:

@@ -18,8 +18,8 @@ from aot.ledger import Ledger
 from aot.options import Options
 from aot.resolve import set_aside
 from cache_store.errors import CodedError
-from cache_store.manifest import Manifest
 from cache_store.store import Store
+from cache_store.trust import Admitted
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class Jit:
 
     options: Options
     store: Store
-    manifests: list[Manifest]
+    artifacts: list[Admitted]
     ledger: Ledger
     _warm: bool = field(default=False, init=False)
 
@@ -40,13 +40,13 @@ class Jit:
         return jit(function, self.options)
 
     def _unpack(self) -> None:
-        layers = [(manifest, layer) for manifest in self.manifests if (layer := manifest.layer(CACHE))]
+        layers = [(artifact, layer) for artifact in self.artifacts if (layer := artifact.manifest.layer(CACHE))]
         if not layers:
             return
         directory = _inductor_directory()
-        for manifest, layer in layers:
+        for artifact, layer in layers:
             try:
-                unpack(self.store, manifest, layer=layer, into=directory, ledger=self.ledger)
+                unpack(self.store, artifact, layer=layer, into=directory, ledger=self.ledger)
             except CodedError as error:
                 set_aside(self.store, error)
 

@@ -2,52 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from aot.mode import Mode
 from cache_store.digest import Digest
 from cache_store.errors import Missing
-from cache_store.manifest import Manifest
-from cache_store.store import Ref, Store, read_manifest
+from cache_store.store import Entry, Ref, Store, read_manifest
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One artifact of a store."""
 
-    ref: Ref
-    digest: Digest
-    manifest: Manifest
+    entry: Entry
+
+    @property
+    def ref(self) -> Ref:
+        return self.entry.ref
+
+    @property
+    def digest(self) -> Digest:
+        return self.entry.digest
 
     def part(self, name: str) -> str:
         """A part of its key, `-` where it has no such part."""
-        return self.manifest.key.get(name, "-")
+        return self.entry.key.get(name, "-")
 
     @property
     def mode(self) -> str:
         return Mode.parse(self.part("mode")).title
 
+    @property
+    def target(self) -> str:
+        return f"{self.part('target.device')} {self.part('target.sku')} torch {self.part('target.torch')}"
+
+    @property
+    def shapes(self) -> str:
+        return f"dynamic, checked at {self.part('shapes')}" if self.part("dynamic") == "true" else self.part("shapes")
+
     def to_json(self) -> dict[str, Any]:
-        layers = [{**asdict(layer), "digest": str(layer.digest)} for layer in self.manifest.layers]
         return {
             "recipe": self.ref.name,
             "key": str(self.ref.key),
             "digest": str(self.digest),
-            "created": self.manifest.created,
-            "size": self.manifest.size,
-            "parts": self.manifest.key,
-            "layers": layers,
-            "producer": self.manifest.producer,
-            "measured": self.manifest.measured,
-            "certificate": self.manifest.certificate,
+            "created": self.entry.created,
+            "size": self.entry.size,
+            "parts": self.entry.key,
+            "producer": self.entry.producer,
+            "measured": self.entry.measured,
+            "certificate": self.entry.certificate,
         }
 
 
 def listing(store: Store) -> list[Row]:
     """Newest first. Raises Corrupt or Missing for an artifact that cannot be read: a listing that hides one would lie."""
-    rows = [Row(ref, digest, read_manifest(store, digest)) for ref, digest in store.refs()]
-    return sorted(rows, key=lambda row: row.manifest.created, reverse=True)
+    entries = list(store.entries())
+    for entry in entries:
+        if not entry.key:
+            read_manifest(store, entry.digest)
+    return sorted(map(Row, entries), key=lambda row: row.entry.created, reverse=True)
 
 
 def pick(rows: list[Row], text: str) -> list[Row]:

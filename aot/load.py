@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -11,19 +12,23 @@ from torch import nn
 from aot.artifact import open_graphs, read_book
 from aot.book import Book, Kind
 from aot.canary import send
-from aot.dispatch import Dispatcher, OnMiss, Policy, ShapeBook
+from aot.dispatch import Dispatcher, OnMiss, ServedBy, ShapeBook
 from aot.errors import Miss
 from aot.facts import of_module, of_wish
 from aot.fingerprint import Fingerprint
+from aot.guard import Guard
 from aot.jit import Jit
+from aot.key import Key
 from aot.ledger import Ledger, log
 from aot.options import Options
-from aot.resolve import Accepted, Candidate, Rejected, candidates, nearest, set_aside
+from aot.resolve import Accepted, Candidate, Rejected, candidates, judge, nearest, set_aside
 from aot.runner import Graph
 from aot.settings import claim, complete
 from aot.target import Allow, Target
+from cache_store.cached import CachedStore
 from cache_store.errors import CodedError
 from cache_store.store import Store
+from cache_store.trust import Admitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class Site:
     kind: Kind
     graphs: ShapeBook = field(default_factory=ShapeBook)
 
-    def serve(self, policy: Policy) -> None:
+    def serve(self, policy: ServedBy) -> None:
         """Put a dispatcher in the module's place."""
         put(self.module, Dispatcher(forward_of(self.module), self.module, self.graphs, self.kind, policy))
 
@@ -64,12 +69,12 @@ def sites(book: Book, graphs: Iterable[Graph], modules: Mapping[str, nn.Module])
     return found
 
 
-def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: Target, ledger: Ledger) -> Callable[[], None]:
+def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: Target, guard: Guard, ledger: Ledger) -> Callable[[], None]:
     """Load every artifact of `store` that serves `modules` (by path) on this machine, and put dispatchers in place.
 
     A module that nothing serves is left to `on_miss`. By default nothing of a store or artifact raises: what is missing,
-    refused or corrupt is said once and costs a compile. With `on_miss="error"` raises Miss instead, before the first call.
-    Raises Conflict when what was compiled before in this process needs opposite process settings. Returns what gives the
+    refused or corrupt is said once and costs a compile. With `on_miss="error"` that is raised instead, or Miss, before the
+    first call. Raises Conflict when what was compiled before in this process needs opposite process settings. Returns what gives the
     settings back.
     """
     options, on_miss, optional = wish.options, wish.on_miss, wish.optional
@@ -81,65 +86,77 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
     # without an artifact only what the mode names: the rest is the user's own affair, as it is under torch.compile
     settings = complete(options.process) if accepted else options.process
     release = claim(f"the {options.mode.title} compilation of {', '.join(modules)}", settings)
-    # only artifacts that were built for this very model, mode and target can make its compilation warm
-    exact = [candidate.manifest for candidate in accepted if isinstance(candidate.verdict, Accepted) and not candidate.verdict.degraded]
-    jit = Jit(options, store=store, manifests=exact, ledger=ledger)
-    served: dict[tuple[str, str], Site] = {}
+    opening = Opening(store, modules, here, guard, ledger, partial(judge, modules=facts, wish=of_wish(options, here), allow=wish.allow))
     for candidate in accepted:
-        if _adds(candidate, served) and _sound(candidate, store, here, ledger):
-            _open(candidate, store, modules=modules, served=served, ledger=ledger)
+        opening.open(candidate)
+    # only artifacts that were built for this very model, mode and target can make its compilation warm
+    jit = Jit(options, store=store, artifacts=opening.exact, ledger=ledger)
     try:
-        for path in set(modules) - {path for path, _ in served} - optional:
-            why = _why(store, found, path, fingerprints[path])
-            fall_back(modules[path], path, on_miss=on_miss, jit=jit.compiled, why=why, ledger=ledger)
-    except Miss:
+        for path in set(modules) - opening.paths - optional:
+            cause = opening.problems.get(path)
+            why = f"{cause.code} {cause.message.rstrip('.')}" if cause else _why(opening, found, path, fingerprints[path])
+            fall_back(modules[path], path, on_miss=on_miss, jit=jit.compiled, why=why, ledger=ledger, cause=cause)
+    except CodedError:
         release()
         raise
-    for (path, _), site in served.items():
-        site.serve(Policy(path, here.device, on_miss, jit.compiled, ledger))
+    for (path, _), site in opening.served.items():
+        site.serve(ServedBy(path, here.device, on_miss, jit.compiled, ledger))
     return release
 
 
-def _adds(candidate: Candidate, served: Mapping[tuple[str, str], Site]) -> bool:
-    """Whether to look at it at all: one for another machine only for what no better one serves."""
-    assert isinstance(candidate.verdict, Accepted)
-    return not candidate.verdict.degraded or bool(set(candidate.verdict.components) - {path for path, _ in served})
+@dataclass(slots=True)
+class Opening:
+    """Artifacts being opened for live modules: what is served so far, and what stood in the way."""
+
+    store: Store
+    modules: Mapping[str, nn.Module]
+    here: Target
+    guard: Guard
+    ledger: Ledger
+    judge: Callable[[Key], Accepted | Rejected]
+    served: dict[tuple[str, str], Site] = field(default_factory=dict)
+    exact: list[Admitted] = field(default_factory=list)
+    problems: dict[str, CodedError] = field(default_factory=dict)  # what kept the first artifact for a path from serving it
+
+    @property
+    def paths(self) -> set[str]:
+        return {path for path, _ in self.served}
+
+    def open(self, candidate: Candidate) -> None:
+        """Add one artifact's graphs to those served, or say what is wrong with it; a graph that a better one brought stays."""
+        try:
+            with self.ledger.timed("verify"):
+                admitted = self.guard.admit(self.store, candidate.entry.digest)
+            verdict = self.judge(Key(admitted.manifest.key))
+            if isinstance(verdict, Accepted) and (not verdict.degraded or set(verdict.components) - self.paths):
+                self._open(admitted, verdict)
+        except CodedError as error:
+            set_aside(self.store, error)
+            assert isinstance(candidate.verdict, Accepted)
+            for path in candidate.verdict.components:
+                self.problems.setdefault(path, error)
+
+    def _open(self, admitted: Admitted, verdict: Accepted) -> None:
+        if isinstance(self.store, CachedStore):
+            with self.ledger.timed("pull"):
+                self.store.bring(admitted.digest)
+        if not verdict.degraded:
+            self.exact.append(admitted)
+        if verdict.needs_canary:
+            with self.ledger.timed("canary"):
+                send(self.store, admitted, here=self.here, guard=self.guard)
+        for difference in verdict.degraded:
+            log.warning("artifact %s: %s", admitted.digest.short, difference)
+        components = set(verdict.components.values())
+        book, graphs = open_graphs(self.store, admitted, self.ledger, components=components, guard=self.guard)
+        for path, built in verdict.components.items():
+            for (_, inner), site in sites(book, graphs, {built: self.modules[path]}).items():
+                there = self.served.setdefault((path, inner), site)
+                if there is not site:
+                    there.graphs.extend(site.graphs)
 
 
-def _sound(candidate: Candidate, store: Store, here: Target, ledger: Ledger) -> bool:
-    """Whether an accepted artifact may be loaded: one for another machine is told of, one for another torch sends a canary first."""
-    assert isinstance(candidate.verdict, Accepted)
-    try:
-        if candidate.verdict.needs_canary:
-            with ledger.timed("canary"):
-                send(store, candidate.digest, candidate.manifest, here=here)
-    except CodedError as error:
-        set_aside(store, error)
-        return False
-    for difference in candidate.verdict.degraded:
-        log.warning("artifact %s: %s", candidate.digest.short, difference)
-    return True
-
-
-def _open(
-    candidate: Candidate, store: Store, *, modules: Mapping[str, nn.Module], served: dict[tuple[str, str], Site], ledger: Ledger
-) -> None:
-    """Add one artifact's graphs to those served; a graph that a newer artifact brought stays."""
-    assert isinstance(candidate.verdict, Accepted)
-    try:
-        components = set(candidate.verdict.components.values())
-        book, graphs = open_graphs(store, candidate.digest, candidate.manifest, ledger, components=components)
-    except CodedError as error:
-        set_aside(store, error)
-        return
-    for path, built in candidate.verdict.components.items():
-        for (_, inner), site in sites(book, graphs, {built: modules[path]}).items():
-            there = served.setdefault((path, inner), site)
-            if there is not site:
-                there.graphs.extend(site.graphs)
-
-
-def _why(store: Store, found: list[Candidate], path: str, live: Fingerprint) -> str:
+def _why(opening: Opening, found: list[Candidate], path: str, live: Fingerprint) -> str:
     """Why nothing was loaded for the component at `path`, by the artifact that came nearest."""
     if not found:
         return "the store holds no artifact"
@@ -147,27 +164,36 @@ def _why(store: Store, found: list[Candidate], path: str, live: Fingerprint) -> 
     if near is None:
         return "its artifact could not be loaded"
     candidate, rejected = near
-    structure = _structure(store, candidate, rejected, path, live)
-    return f"no artifact for it; the nearest, {candidate.ref.name}@{candidate.ref.key.short}, differs in {rejected}{structure}"
+    structure = _structure(opening, candidate, rejected, path, live)
+    return f"no artifact for it; the nearest, {candidate.entry.ref.name}@{candidate.entry.ref.key.short}, differs in {rejected}{structure}"
 
 
-def _structure(store: Store, candidate: Candidate, rejected: Rejected, path: str, live: Fingerprint) -> str:
-    """What the fingerprints differ in, in words, when they do: two digests tell nobody anything."""
-    if f"{path} fingerprint" not in {part for part, _, _ in rejected.differences}:
+def _structure(opening: Opening, candidate: Candidate, rejected: Rejected, path: str, live: Fingerprint) -> str:
+    """What the fingerprints differ in, in words, when they do: two digests tell nobody anything. Nothing is downloaded for it."""
+    if f"{path} fingerprint" not in {part for part, _, _ in rejected.differences} or isinstance(opening.store, CachedStore):
         return ""
     try:
-        book = read_book(store, candidate.digest, candidate.manifest)
+        book = read_book(opening.store, opening.guard.admit(opening.store, candidate.entry.digest))
     except CodedError as error:
-        set_aside(store, error)
+        set_aside(opening.store, error)
         return ""
     return f" ({book.kinds[book.components[rejected.compared[path]]].fingerprint.differs(live)})"
 
 
 def fall_back(
-    module: nn.Module, path: str, *, on_miss: OnMiss, jit: Callable[[Callable[..., Any]], Callable[..., Any]], why: str, ledger: Ledger
+    module: nn.Module,
+    path: str,
+    *,
+    on_miss: OnMiss,
+    jit: Callable[[Callable[..., Any]], Callable[..., Any]],
+    why: str,
+    ledger: Ledger,
+    cause: CodedError | None = None,
 ) -> None:
-    """Serve a module for which no graph was loaded as `on_miss` says. Raises Miss under `error`."""
+    """Serve a module for which no graph was loaded as `on_miss` says. Under `error` raises `cause`, or Miss if there is none."""
     if on_miss is OnMiss.ERROR:
+        if cause:
+            raise cause
         raise Miss(f"{path}: {why}.", remedy="build the artifact with `aot build`, or choose another on_miss.")
     ledger.missed(on_miss.sentence(path, why))
     if on_miss is OnMiss.COMPILE:

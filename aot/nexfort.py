@@ -15,8 +15,9 @@ from aot.capture import component
 from aot.choice import choice
 from aot.dispatch import OnMiss
 from aot.environment import GRAPH_CACHE
-from aot.errors import BadInput, Conflict, Miss
+from aot.errors import BadInput, Conflict
 from aot.fusion import fuse_qkv, split_qkv
+from aot.guard import Guard
 from aot.inductor import jit
 from aot.ip_adapter import live_scale
 from aot.ledger import Ledger, close_ledger, open_ledger
@@ -26,8 +27,11 @@ from aot.options import Options
 from aot.settings import claim
 from aot.target import Allow, Target
 from cache_store.errors import CodedError
-from cache_store.location import open_store
+from cache_store.local import LocalStore
+from cache_store.location import open_cached
+from cache_store.lock import lock_file
 from cache_store.root import default_root
+from cache_store.trust import Policy
 
 M = TypeVar("M", bound=nn.Module)
 P = TypeVar("P")
@@ -54,7 +58,8 @@ def compile(
 
     Raises BadInput for options that cannot be understood; Conflict when something compiled before in this process needs the
     opposite of a process setting (TF32, cuDNN's benchmark) that this mode needs; under `on_miss="error"` Miss, here or at a
-    call. Nothing else is raised for a store or artifact that is absent, refused or damaged: it is logged once and counted in `aot.stats()`.
+    call, or here what kept an artifact from being loaded: Untrusted, Corrupt, Unreachable, Crashed, LoadFailed. Nothing else is
+    raised for a store or artifact that is absent, refused or damaged: it is logged once and counted in `aot.stats()`.
     """
     choice(backend, known=("nexfort",), field="backend")
     parsed = Options.parse(options)
@@ -155,12 +160,17 @@ def _load(modules: dict[str, nn.Module], wanted: dict[str, nn.Module], location:
     options = wish.options
     device = next((weight.device for module in modules.values() for weight in module.parameters()), torch.device("cpu"))
     try:
-        store = open_store(str(default_root(os.environ)) if location == "1" else location)
+        root = default_root(os.environ)
+        store = open_cached(str(root) if location == "1" else location, root)
+        local = store if isinstance(store, LocalStore) else store.local
+        guard = Guard(Policy.read(local.root, lock_file(os.environ)), local.root)
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # graphs are opened on the current one
-            return attach(wanted, store, wish=wish, here=Target.detect(device.type), ledger=ledger)
-    except (Miss, Conflict):
+            return attach(wanted, store, wish=wish, here=Target.detect(device.type), guard=guard, ledger=ledger)
+    except Conflict:
         raise
     except CodedError as error:  # a store, device or torch that cannot be used costs a compile, not the service
+        if wish.on_miss is OnMiss.ERROR:
+            raise
         why = f"{error.code} {error.message.rstrip('.')}"
         for path, module in modules.items():
             fall_back(module, path, on_miss=wish.on_miss, jit=partial(jit, options=options), why=why, ledger=ledger)

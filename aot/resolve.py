@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeAlias
 
 from aot.key import Key
 from aot.ledger import log
 from aot.target import Allow, Difference, Target, Weight
-from cache_store.digest import Digest
 from cache_store.errors import CodedError, Corrupt, Missing
-from cache_store.manifest import Manifest
-from cache_store.store import Ref, Store, WritableStore, read_manifest
+from cache_store.store import Entry, MendableStore, Store, read_manifest
+
+_EXPLAINED = 100  # artifacts compared to explain a miss, the newest: a thousand reasons explain nothing
 
 Facts: TypeAlias = Mapping[str, str]
 
@@ -52,11 +53,9 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An artifact of the store and the verdict on it."""
+    """An artifact as the store lists it, and the verdict on it."""
 
-    ref: Ref
-    digest: Digest
-    manifest: Manifest
+    entry: Entry
     verdict: Accepted | Rejected
 
 
@@ -97,25 +96,39 @@ def _counterpart(key: Key, path: str, facts: Facts) -> str | None:
 
 
 def candidates(store: Store, *, modules: Mapping[str, Facts], wish: Facts, allow: Collection[Allow] = ()) -> list[Candidate]:
-    """Every artifact of the store with the verdict on it; one that cannot be read is quarantined and left out.
+    """The artifacts of the store that may serve, with the verdict on each; and where not all modules are served, those that come near.
 
-    In the order in which they are to serve: those made for this machine, then those that were tuned, then the newest.
+    Judged by what the store lists, which nobody has verified: who loads one judges again by its manifest. In the order in which
+    they are to serve: those made for this machine, then those that were tuned, then the newest.
     """
+    judged = partial(_judged, store, modules=modules, wish=wish, allow=allow)
+    found = judged(store.entries(about=[facts["fingerprint"] for facts in modules.values()]))
+    served = {path for candidate in found if isinstance(candidate.verdict, Accepted) for path in candidate.verdict.components}
+    if served != set(modules):
+        known = {candidate.entry.ref for candidate in found}
+        others = [entry for entry in store.entries() if entry.ref not in known]
+        found += judged(sorted(others, key=lambda entry: entry.created, reverse=True)[:_EXPLAINED])
+    newest = sorted(found, key=lambda candidate: candidate.entry.created, reverse=True)
+    return sorted(newest, key=_goodness)
+
+
+def _judged(
+    store: Store, entries: Iterable[Entry], *, modules: Mapping[str, Facts], wish: Facts, allow: Collection[Allow]
+) -> list[Candidate]:
     found = []
-    for ref, digest in store.refs():
+    for entry in entries:
         try:
-            manifest = read_manifest(store, digest)
+            key = entry.key or read_manifest(store, entry.digest).key  # the second raises what is wrong with it
         except (Corrupt, Missing) as error:
             set_aside(store, error)
         else:
-            found.append(Candidate(ref, digest, manifest, judge(Key(manifest.key), modules=modules, wish=wish, allow=allow)))
-    newest = sorted(found, key=lambda candidate: candidate.manifest.created, reverse=True)
-    return sorted(newest, key=_goodness)
+            found.append(Candidate(entry, judge(Key(key), modules=modules, wish=wish, allow=allow)))
+    return found
 
 
 def _goodness(candidate: Candidate) -> tuple[int, bool]:
     degraded = len(candidate.verdict.degraded) if isinstance(candidate.verdict, Accepted) else 0
-    return degraded, "tuning" in candidate.manifest.key
+    return degraded, "tuning" in candidate.entry.key
 
 
 def nearest(found: list[Candidate], path: str) -> tuple[Candidate, Rejected] | None:
@@ -133,8 +146,8 @@ def nearest(found: list[Candidate], path: str) -> tuple[Candidate, Rejected] | N
 
 def set_aside(store: Store, error: CodedError) -> None:
     """Go on without what `error` is about, and say so; what proved corrupt is quarantined: it is never a silent miss."""
-    if isinstance(error, Corrupt) and isinstance(store, WritableStore):
+    if isinstance(error, Corrupt) and error.culprit and isinstance(store, MendableStore):
         store.quarantine(error.culprit)
-        log.warning("%s Quarantined. Fix: build it again with `aot build`.", error)
+        log.warning("%s Quarantined. Fix: build it again with `aot build`, or `aot pull` it.", error)
     else:
         log.warning("%s", error)

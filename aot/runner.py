@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 
 from aot.book import GraphEntry
 from aot.cudagraph import Recorder, Replayed, Run
+from aot.device import wait_for_device
 from aot.errors import LoadFailed
 from aot.signature import fill
 
@@ -38,6 +41,10 @@ class Graph:
         self.entry = entry
         self.hits = 0
 
+    def enter_first(self, entering: Callable[[], AbstractContextManager[None]]) -> None:
+        """Make the first call within `entering`, the device's work included: an instruction that this machine lacks shows only then."""
+        self.run_flat = _Entered(self.run_flat, entering)
+
     def replay(self, recorder: Recorder, spent: Callable[[float], None]) -> None:
         """From now on record the launches of each call's shape once, and replay them."""
         self.run_flat = Replayed(self.run_flat, inputs=len(self.entry.signature.specs), recorder=recorder, spent=spent)
@@ -57,6 +64,23 @@ class Graph:
         if self.entry.outputs == ("tuple", ("tensor",)):  # every denoiser, at every step
             return (outputs[0],)
         return fill(self.entry.outputs, iter(outputs))
+
+
+@dataclass(slots=True)
+class _Entered:
+    """Runs; the first time within `entering`, which is then let go."""
+
+    run: Run
+    entering: Callable[[], AbstractContextManager[None]] | None
+
+    def __call__(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        if self.entering is None:
+            return self.run(tensors)
+        with self.entering():
+            outputs = self.run(tensors)
+            wait_for_device()
+        self.entering = None
+        return outputs
 
 
 def _runner(library: Path, device: str, *, single_threaded: bool) -> Any:

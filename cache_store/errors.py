@@ -70,6 +70,36 @@ class RootRefused(StoreError):
     code = "AOT-E206"
 
 
+class Untrusted(StoreError):
+    """Neither pinned nor signed by who must sign it, or revoked. Nothing of it was parsed further, or loaded."""
+
+    code = "AOT-E207"
+
+
+class Denied(Unreachable):
+    """The store is there and does not let this user in, or not write: no token, a wrong one, a gated or read-only place."""
+
+    code = "AOT-E208"
+
+
+class TimedOut(Unreachable):
+    """It took longer than it may. What was transferred so far is kept, and the next attempt goes on from there."""
+
+    code = "AOT-E209"
+
+
+class RolledBack(StoreError):
+    """The store shows an older state than it showed before: somebody moved its branch, or serves an old copy."""
+
+    code = "AOT-E210"
+
+
+class Busy(Unreachable):
+    """The store could not take a write now although it was tried again and again. Nothing of it is visible."""
+
+    code = "AOT-E211"
+
+
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
     """Turn what the operating system says about `path` into a store error that names it."""
@@ -77,12 +107,17 @@ def named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or path
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StoreFull(
-                f"no space left to write {where}; nothing was committed.",
-                remedy="free some space, run `aot prune --older-than 30d`, or set AOT_HOME to a larger disk.",
-            ) from error
-        raise Unreachable(
+        raise full(error, str(where)) or Unreachable(
             f"{where}: {error.strerror or error}.",
             remedy="make the store's directory readable and writable by you, or set AOT_HOME to one that is.",
         ) from error
+
+
+def full(error: OSError, where: str) -> StoreFull | None:
+    """What is raised for an error of the operating system that means "no space"; None for any other."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return None
+    return StoreFull(
+        f"no space left to write {where}; nothing was committed.",
+        remedy="free some space, run `aot prune --older-than 30d`, or set AOT_HOME to a larger disk.",
+    )

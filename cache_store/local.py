@@ -1,20 +1,24 @@
 """LocalStore: a store in a directory. Survives being killed at any operation; see FORMAT.md, *Commit protocol*."""
 
-import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from filelock import FileLock
 
-from cache_store.digest import Digest, chunks
-from cache_store.errors import Corrupt, Malformed, Missing, named
+from cache_store.digest import Digest
+from cache_store.errors import Corrupt, Malformed, Missing, TimedOut, named
+from cache_store.index import Index
 from cache_store.manifest import MAX_MANIFEST, Manifest
 from cache_store.root import open_root
-from cache_store.store import Ref, leading_to, missing_blob, missing_manifest, read_manifest
+from cache_store.signing import MAX_ENVELOPE, merge
+from cache_store.store import Entry, Ref, leading_to, missing_blob, missing_manifest, read_manifest
+from cache_store.written import delete, put, sync
+
+MAX_ORIGINS = 64 << 10  # bytes
 
 
 class LocalStore:
@@ -24,7 +28,13 @@ class LocalStore:
         self.root = root
         self._tree = open_root(root)
 
+        self._index = Index(self._tree, lambda digest: read_manifest(self, digest))
+
     def __str__(self) -> str:
+        return str(self.root)
+
+    @property
+    def location(self) -> str:
         return str(self.root)
 
     def refs(self) -> Iterator[tuple[Ref, Digest]]:
@@ -35,6 +45,10 @@ class LocalStore:
                 ref = Ref(path.parent.name, Digest(path.name))
                 if digest := self._resolve(ref):
                     yield ref, digest
+
+    def entries(self, *, about: Collection[str] = ()) -> Iterator[Entry]:
+        with named(self._tree):
+            yield from self._index.entries(about)
 
     def resolve(self, ref: Ref) -> Digest | None:
         try:
@@ -54,10 +68,21 @@ class LocalStore:
         with self._opened(self._tree / "manifests" / digest.hex, missing_manifest(digest)) as file:
             return file.read(MAX_MANIFEST + 1)
 
+    def envelope(self, digest: Digest) -> bytes | None:
+        return self._small("signatures", digest, MAX_ENVELOPE + 1)
+
+    def origins(self, digest: Digest) -> frozenset[str]:
+        """Where it was pulled from; this store itself for what was built here."""
+        found = self._small("origins", digest, MAX_ORIGINS)
+        return frozenset(found.decode(errors="replace").split("\n")) - {""} if found else frozenset({self.location})
+
     def open_blob(self, digest: Digest) -> AbstractContextManager[BinaryIO]:
         return self._opened(self._tree / "blobs" / digest.hex, missing_blob(digest))
 
-    def commit(self, ref: Ref, manifest: bytes, blobs: Mapping[Digest, Path]) -> Digest:
+    def commit(
+        self, ref: Ref, manifest: bytes, blobs: Mapping[Digest, Path], *, envelope: bytes | None = None, origins: Collection[str] = ()
+    ) -> Digest:
+        """As every WritableStore; `origins` are where the artifact was pulled from, none if it was made here."""
         digest = Digest.of(manifest)
         layers = [layer.digest for layer in Manifest.parse(manifest).layers]
         with self._locked():
@@ -68,6 +93,11 @@ class LocalStore:
                 # `collect` moves a blob aside before it looks at the manifests: had it taken one of ours, we see it now
                 if all(self._blob(layer).exists() for layer in layers):
                     break
+            if signed := merge(self.envelope(digest), envelope):
+                self._put(self._tree / "signatures" / digest.hex, signed)
+            if origins:
+                known = {*origins, *(self.origins(digest) - {self.location})}
+                self._put(self._tree / "origins" / digest.hex, "\n".join(sorted(known)).encode())
             self._put(self._ref(ref), f"{digest}\n".encode())
         return digest
 
@@ -76,7 +106,7 @@ class LocalStore:
             for ref in list(leading_to(self, culprit)):
                 self.remove(ref)
             _, _, hex = culprit.rpartition(":")
-            for kind in ("blobs", "manifests"):
+            for kind in ("blobs", "manifests", "signatures"):
                 with named(self._tree), suppress(FileNotFoundError):
                     (self._tree / kind / hex).rename(self._tree / "quarantine" / f"{hex}-{secrets.token_hex(4)}")
 
@@ -89,7 +119,10 @@ class LocalStore:
     def collect(self) -> int:
         with self._locked():
             freed = self._sweep("manifests", lambda: {digest.hex for _, digest in self.refs()})
+            for directory in ("signatures", "origins"):
+                freed += self._sweep(directory, lambda: {digest.hex for _, digest in self.refs()})
             freed += self._sweep("blobs", self._layers)
+            freed += self._sweep("parts", self._receiving)
             for directory in ("quarantine", "tmp"):
                 freed += self._sweep(directory, set)
         return freed
@@ -97,13 +130,58 @@ class LocalStore:
     @contextmanager
     def temporary(self) -> Iterator[Path]:
         """A private directory on the store's own disk, removed afterwards; `collect` removes one that was left."""
-        path = self._tree / "tmp" / f"{os.getpid()}-{secrets.token_hex(8)}"
+        path = self._temporary()
         with named(path):
             path.mkdir(mode=0o700)
         try:
             yield path
         finally:
-            _delete(path)
+            delete(path)
+
+    def blob_path(self, digest: Digest) -> Path | None:
+        """The blob's file, for who sends it elsewhere; None where it is not in this store."""
+        return self._blob(digest) if self._blob(digest).exists() else None
+
+    @contextmanager
+    def receiving(self, digest: Digest, *, seconds: float) -> Iterator[Path | None]:
+        """The right to write the blob's partial file, which outlives this process; None if the blob is there, perhaps by now.
+
+        Only one process at a time gets it: of a hundred that pull one layer one downloads it. Raises TimedOut.
+        """
+        lock = FileLock(self._tree / "locks" / f"{digest.hex}.part.lock", mode=0o600)
+        with named(self._tree):
+            try:
+                lock.acquire(timeout=max(seconds, 0))
+            except TimeoutError as error:
+                raise TimedOut(
+                    f"blob {digest.short}: another process has been downloading it for {seconds:.0f} s.", remedy="end that, or try again."
+                ) from error
+        try:
+            yield None if self._blob(digest).exists() else self._tree / "parts" / digest.hex
+        finally:
+            lock.release()
+
+    def keep(self, digest: Digest, part: Path) -> None:
+        """Make the partial file, complete and verified by the caller, the blob."""
+        with named(part):
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
+            part.chmod(0o400)
+            part.rename(self._blob(digest))
+            sync(self._tree / "blobs")
+
+    def _receiving(self) -> set[str]:
+        """Partial files that a process is writing now."""
+        found = set()
+        for path in (self._tree / "parts").iterdir():
+            lock = FileLock(self._tree / "locks" / f"{path.name}.part.lock", mode=0o600)
+            try:
+                lock.acquire(blocking=False)
+            except TimeoutError:
+                found.add(path.name)
+            else:
+                lock.release()
+        return found
 
     @contextmanager
     def building(self, ref: Ref) -> Iterator[bool]:
@@ -156,7 +234,7 @@ class LocalStore:
             wanted = keep()
             for path in [path for path in aside if path.name in wanted]:
                 aside.pop(path).rename(path)
-            return sum(_delete(path) for path in aside.values())
+            return sum(delete(path) for path in aside.values())
 
     @contextmanager
     def _opened(self, path: Path, missing: Missing) -> Iterator[BinaryIO]:
@@ -168,6 +246,14 @@ class LocalStore:
         with os.fdopen(descriptor, "rb") as file:
             yield file
 
+    def _small(self, kind: str, digest: Digest, limit: int) -> bytes | None:
+        """A small file about a manifest; None where there is none."""
+        try:
+            with self._opened(self._tree / kind / digest.hex, missing_manifest(digest)) as file:
+                return file.read(limit)
+        except Missing:
+            return None
+
     def _put_blob(self, digest: Digest, source: Path | None) -> None:
         if self._blob(digest).exists():
             return
@@ -177,24 +263,10 @@ class LocalStore:
             self._put(self._blob(digest), stream, digest=digest)
 
     def _put(self, path: Path, content: bytes | BinaryIO, *, digest: Digest | None = None) -> None:
-        """Temporary file, write and hash, fsync, read-only, rename, fsync the directory."""
-        temporary = self._tree / "tmp" / f"{os.getpid()}-{secrets.token_hex(8)}"
-        state = hashlib.sha256()
-        with named(path):
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            try:
-                with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o400), "wb") as file:
-                    for chunk in [content] if isinstance(content, bytes) else chunks(content):
-                        state.update(chunk)
-                        file.write(chunk)
-                    file.flush()
-                    os.fsync(file.fileno())
-                if digest and state.hexdigest() != digest.hex:
-                    raise Corrupt(f"what was to be stored does not hash to {digest.short}.", culprit=str(digest))
-                temporary.rename(path)
-            finally:
-                temporary.unlink(missing_ok=True)
-            _sync(path.parent)
+        put(path, content, by=self._temporary(), digest=digest)
+
+    def _temporary(self) -> Path:
+        return self._tree / "tmp" / f"{os.getpid()}-{secrets.token_hex(8)}"
 
 
 def _in_use(path: Path) -> bool:
@@ -209,22 +281,3 @@ def _in_use(path: Path) -> bool:
     except PermissionError:  # somebody else's process, then, and alive
         return True
     return True
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _delete(path: Path) -> int:
-    """Remove a file or a tree; return its size in bytes."""
-    if path.is_dir() and not path.is_symlink():
-        freed = sum(_delete(child) for child in path.iterdir())
-        path.rmdir()
-        return freed
-    size = path.lstat().st_size
-    path.unlink()
-    return size

@@ -2,13 +2,12 @@
 
 import re
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from cache_store.canonical import decode, encode
 from cache_store.digest import Digest
 from cache_store.errors import Malformed
-
-T = TypeVar("T")
+from cache_store.fields import Fields
 
 SCHEMA = 1
 MAX_MANIFEST = 8 << 20  # bytes
@@ -85,7 +84,7 @@ class Manifest:
         if len(raw) > MAX_MANIFEST:
             raise Malformed(f"manifest is {len(raw)} bytes; the limit is {MAX_MANIFEST}.")
         document = decode(raw, what="manifest")
-        fields = _Fields(document, "manifest")
+        fields = Fields(document, "manifest")
         if fields.take("schema", int) != SCHEMA:
             raise Malformed(f"manifest schema {document['schema']!r} is unknown; this version reads {SCHEMA}.")
         manifest = cls(
@@ -103,39 +102,8 @@ class Manifest:
         return manifest
 
 
-class _Fields:
-    """Takes the fields of one JSON object, each exactly once, each of its type."""
-
-    def __init__(self, value: Any, where: str) -> None:
-        if not isinstance(value, dict):
-            raise Malformed(f"{where} is not an object.")
-        self._rest, self._where = dict(value), where
-
-    def take(self, name: str, kind: type[T]) -> T:
-        value = self._rest.pop(name, None)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise Malformed(f"{self._where} field {name!r} is not of type {kind.__name__}.")
-        return value
-
-    def size(self, name: str, limit: int) -> int:
-        value = self.take(name, int)
-        if not 0 <= value <= limit:
-            raise Malformed(f"{self._where} field {name!r} is {value}; allowed are 0 to {limit}.")
-        return value
-
-    def texts(self, name: str) -> dict[str, str]:
-        value = self.take(name, dict)
-        if not all(isinstance(text, str) for text in value.values()):
-            raise Malformed(f"{self._where} field {name!r} holds something that is not text.")
-        return value
-
-    def finish(self) -> None:
-        if self._rest:
-            raise Malformed(f"{self._where} has unknown fields {sorted(self._rest)}.")
-
-
 def _layer(item: Any) -> Layer:
-    fields = _Fields(item, "layer")
+    fields = Fields(item, "layer")
     layer = Layer(
         id=fields.take("id", str),
         kind=fields.take("kind", str),
@@ -147,7 +115,7 @@ def _layer(item: Any) -> Layer:
 
 
 def _file(item: Any) -> FileEntry:
-    fields = _Fields(item, "file")
+    fields = Fields(item, "file")
     entry = FileEntry(
         path=fields.take("path", str),
         size=fields.size("size", MAX_FILE),

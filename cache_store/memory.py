@@ -1,7 +1,7 @@
 """MemoryStore: a store in a dict, for tests and for artifacts that need not outlive the process."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
@@ -9,19 +9,25 @@ from typing import BinaryIO
 from cache_store.digest import Digest
 from cache_store.errors import Corrupt
 from cache_store.manifest import Manifest
-from cache_store.store import Ref, leading_to, missing_blob, missing_manifest, read_manifest
+from cache_store.signing import merge
+from cache_store.store import Entry, Ref, leading_to, missing_blob, missing_manifest, read_entries, read_manifest
 
 
 class MemoryStore:
     """Fulfils PrunableStore."""
 
-    def __init__(self) -> None:
+    def __init__(self, location: str = "memory:") -> None:
+        self.location = location
         self.blobs: dict[Digest, bytes] = {}
         self.manifests: dict[Digest, bytes] = {}
+        self.envelopes: dict[Digest, bytes] = {}
         self._refs: dict[Ref, Digest] = {}
 
     def refs(self) -> Iterator[tuple[Ref, Digest]]:
         yield from list(self._refs.items())
+
+    def entries(self, *, about: Collection[str] = ()) -> Iterator[Entry]:  # noqa: ARG002
+        return read_entries(self)
 
     def resolve(self, ref: Ref) -> Digest | None:
         return self._refs.get(ref)
@@ -31,12 +37,18 @@ class MemoryStore:
             raise missing_manifest(digest)
         return self.manifests[digest]
 
+    def envelope(self, digest: Digest) -> bytes | None:
+        return self.envelopes.get(digest)
+
+    def origins(self, digest: Digest) -> frozenset[str]:  # noqa: ARG002
+        return frozenset({self.location})
+
     def open_blob(self, digest: Digest) -> closing[BinaryIO]:
         if digest not in self.blobs:
             raise missing_blob(digest)
         return closing(io.BytesIO(self.blobs[digest]))
 
-    def commit(self, ref: Ref, manifest: bytes, blobs: Mapping[Digest, Path]) -> Digest:
+    def commit(self, ref: Ref, manifest: bytes, blobs: Mapping[Digest, Path], *, envelope: bytes | None = None) -> Digest:
         found = {digest: path.read_bytes() for digest, path in blobs.items() if digest not in self.blobs}
         for digest, data in found.items():
             if Digest.of(data) != digest:
@@ -45,9 +57,12 @@ class MemoryStore:
             if layer.digest not in {*self.blobs, *found}:
                 raise missing_blob(layer.digest)
         self.blobs |= found
-        self.manifests[Digest.of(manifest)] = manifest
-        self._refs[ref] = Digest.of(manifest)
-        return Digest.of(manifest)
+        digest = Digest.of(manifest)
+        if signed := merge(self.envelopes.get(digest), envelope):
+            self.envelopes[digest] = signed
+        self.manifests[digest] = manifest
+        self._refs[ref] = digest
+        return digest
 
     def quarantine(self, culprit: str) -> None:
         for ref in list(leading_to(self, culprit)):
@@ -63,6 +78,7 @@ class MemoryStore:
         layers = {layer.digest for digest in kept for layer in read_manifest(self, digest).layers}
         before = self._size()
         self.manifests = {digest: raw for digest, raw in self.manifests.items() if digest in kept}
+        self.envelopes = {digest: raw for digest, raw in self.envelopes.items() if digest in kept}
         self.blobs = {digest: data for digest, data in self.blobs.items() if digest in layers}
         return before - self._size()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cache_store.errors import RootRefused, named
 
-DIRECTORIES = ("blobs", "manifests", "refs", "tmp", "locks", "quarantine")
+DIRECTORIES = ("blobs", "manifests", "signatures", "origins", "refs", "remotes", "parts", "tmp", "locks", "quarantine")
 
 
 def default_root(environ: Mapping[str, str]) -> Path:
@@ -36,19 +36,27 @@ def open_root(root: Path) -> Path:
 
 def _check(directory: Path) -> None:
     with named(directory):
-        status = directory.lstat()
-    if not stat.S_ISDIR(status.st_mode):
+        check_owned(directory, what="store root", directory=True)
+
+
+def check_owned(path: Path, *, what: str, directory: bool = False, secret: bool = False) -> None:
+    """Raises RootRefused unless `path` is a plain file (or directory) that only the current user may write, and if `secret` read.
+
+    A file may be root's too: root decides everything anyway, and an image's configuration is often root's.
+    """
+    status = path.lstat()
+    remedy = "set AOT_HOME to a directory of your own." if directory else f"make {path} a file of your own."
+    if not (stat.S_ISDIR if directory else stat.S_ISREG)(status.st_mode):
+        kind = "directory" if directory else "regular file"
+        raise RootRefused(f"{what} {path} is not a {kind} (a link is not followed).", remedy=remedy)
+    if status.st_uid != os.geteuid() and (directory or status.st_uid != 0):
         raise RootRefused(
-            f"store root {directory} is not a directory (a link is not followed).",
-            remedy="set AOT_HOME to a real directory of your own.",
+            f"{what} {path} belongs to user {status.st_uid}, you are {os.geteuid()}; whoever owns it decides what code is loaded.",
+            remedy=remedy,
         )
-    if status.st_uid != os.geteuid():
+    others = (stat.S_IRWXG | stat.S_IRWXO) if secret else (stat.S_IWGRP | stat.S_IWOTH)
+    if status.st_mode & others:
         raise RootRefused(
-            f"store root {directory} belongs to user {status.st_uid}, you are {os.geteuid()}; whoever owns it decides what code is loaded.",
-            remedy="set AOT_HOME to a directory of your own.",
-        )
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise RootRefused(
-            f"store root {directory} may be written by others (mode {stat.S_IMODE(status.st_mode):04o}).",
-            remedy=f"chmod 700 {directory}",
+            f"{what} {path} may be {'read' if secret else 'written'} by others (mode {stat.S_IMODE(status.st_mode):04o}).",
+            remedy=f"chmod {'700' if directory else '600'} {path}",
         )

@@ -4,12 +4,13 @@ Capability is by type: what only reads takes a `Store`, what builds a `WritableS
 Every store keeps one invariant: *a ref leads to a manifest, and a manifest to every one of its layers, byte for byte.*
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Protocol, Self, runtime_checkable
+from typing import Any, BinaryIO, Protocol, Self, runtime_checkable
 
+from cache_store.canonical import encode
 from cache_store.digest import Digest
 from cache_store.errors import Corrupt, Malformed, Missing
 from cache_store.manifest import MAX_MANIFEST, Manifest, check_name
@@ -29,43 +30,88 @@ class Ref:
         return f"{self.name}@{self.key}"
 
     @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """What a manifest itself says that it answers, whatever name it was found under."""
+        return cls(manifest.name, Digest.of(encode(manifest.key)))
+
+    @classmethod
     def parse(cls, text: str) -> Self:
         """Raises Malformed unless `text` is a name, `@` and a digest."""
         name, _, key = text.partition("@")
         return cls(name, Digest.parse(key))
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a listing tells of an artifact without its layers: the manifest's head. A hint, never trusted: only manifests are verified."""
+
+    ref: Ref
+    digest: Digest
+    created: str
+    size: int  # bytes, compressed
+    key: dict[str, str]
+    producer: dict[str, str] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+    certificate: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, ref: Ref, digest: Digest, manifest: Manifest) -> Self:
+        told = (manifest.created, manifest.size, manifest.key, manifest.producer, manifest.measured, manifest.certificate)
+        return cls(ref, digest, *told)
+
+
 @runtime_checkable
 class Store(Protocol):
-    """Reading. All methods raise Unreachable when the store cannot be read at all."""
+    """Reading. All methods raise Unreachable when the store cannot be read at all, Denied when it lets nobody like us in."""
+
+    @property
+    def location(self) -> str:
+        """What `open_store` opens it by, without a revision: the name that trust rules know it by."""
 
     def refs(self) -> Iterator[tuple[Ref, Digest]]:
         """Every ref and the manifest it leads to, in no particular order."""
+
+    def entries(self, *, about: Collection[str] = ()) -> Iterator[Entry]:
+        """What can be told of every artifact at once, in no particular order; one whose manifest cannot be read has an empty key.
+
+        With `about`, artifacts in whose key none of these texts occurs may be left out.
+        """
 
     def resolve(self, ref: Ref) -> Digest | None:
         """The manifest that `ref` leads to, or None: not to have one is an expected answer."""
 
     def manifest(self, digest: Digest) -> bytes:
-        """The manifest's raw bytes, unverified (see `read_manifest`). Raises Missing."""
+        """The manifest's raw bytes, unverified (see `Policy.admit`). Raises Missing."""
+
+    def envelope(self, digest: Digest) -> bytes | None:
+        """The signatures of that manifest, unverified; None when there are none."""
+
+    def origins(self, digest: Digest) -> frozenset[str]:
+        """The locations of the stores that this manifest was got from: a trust rule must cover one of them."""
 
     def open_blob(self, digest: Digest) -> AbstractContextManager[BinaryIO]:
         """The blob's raw bytes, seekable and unverified (see `layer.materialise`). Raises Missing."""
 
 
 @runtime_checkable
-class WritableStore(Store, Protocol):
-    """Writing."""
-
-    def commit(self, ref: Ref, manifest: bytes, blobs: Mapping[Digest, Path]) -> Digest:
-        """Put blobs, then the manifest, then the ref; return the manifest's digest.
-
-        All or nothing to a reader: the ref appears only when everything it leads to is there. A blob already in the
-        store is not written again. Raises Corrupt if a file does not hash to its digest, Missing if the manifest
-        names a blob that is neither given nor there, StoreFull, Unreachable.
-        """
+class MendableStore(Store, Protocol):
+    """Reading, where what proves wrong can be taken out of use."""
 
     def quarantine(self, culprit: str) -> None:
         """Take the digest or ref whose bytes proved wrong out of use, and every ref that leads to it."""
+
+
+@runtime_checkable
+class WritableStore(MendableStore, Protocol):
+    """Writing."""
+
+    def commit(self, ref: Ref, manifest: bytes, blobs: Mapping[Digest, Path], *, envelope: bytes | None = None) -> Digest:
+        """Put blobs, the manifest, its signatures, then the ref; return the manifest's digest.
+
+        All or nothing to a reader: the ref appears only when everything it leads to is there. A blob already in the
+        store is not written again; signatures are added to those that are there. Raises Corrupt if a file does not hash to
+        its digest, Missing if the manifest names a blob that is neither given nor there, StoreFull, Unreachable, Denied, Busy.
+        """
 
 
 @runtime_checkable
@@ -92,6 +138,15 @@ def check_manifest(raw: bytes, digest: Digest) -> Manifest:
         return Manifest.parse(raw)
     except Malformed as error:
         raise Corrupt(f"manifest {digest.short}: {error.message}", culprit=str(digest)) from error
+
+
+def read_entries(store: Store) -> Iterator[Entry]:
+    """`entries` for a store that has nothing quicker than its manifests."""
+    for ref, digest in store.refs():
+        try:
+            yield Entry.of(ref, digest, read_manifest(store, digest))
+        except (Corrupt, Missing):
+            yield Entry(ref, digest, created="", size=0, key={})
 
 
 def missing_manifest(digest: Digest) -> Missing:

@@ -2,10 +2,23 @@
 
 from pathlib import Path
 
+from aot.guard import Guard
 from cache_store.digest import Digest
 from cache_store.layer import pack
+from cache_store.local import LocalStore
 from cache_store.manifest import FileEntry, Layer, Manifest
 from cache_store.store import Ref
+from cache_store.trust import Admitted, Policy
+
+
+def guard_of(root: Path) -> Guard:
+    """The guard of a store of one's own."""
+    return Guard(Policy.read(root), root)
+
+
+def admitted(store: LocalStore, digest: Digest) -> Admitted:
+    return guard_of(store.root).admit(store, digest)
+
 
 CREATED = "2026-01-02T03:04:05Z"
 
@@ -26,4 +39,4 @@ def small(folder: Path, *, text: str = "hello", created: str = CREATED, key: str
     """An artifact of two files in one layer."""
     layer, entries, blob = packed(folder, {"a/b.bin": text.encode(), "c.txt": b"\0" * 50})
     manifest = Manifest(name="small", key={"part": key}, created=created, producer={}, layers=(layer,), files=tuple(entries))
-    return Ref("small", Digest.of(key.encode())), manifest, {layer.digest: blob}
+    return Ref.of(manifest), manifest, {layer.digest: blob}

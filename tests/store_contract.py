@@ -1,4 +1,7 @@
-"""What every store must do. A store's test module subclasses this with its own fixture `store`."""
+"""What every store must do. A store's test module subclasses one of these with its own fixtures.
+
+`ReadingContract` asks for `store` and `filled`, the store that what is to be read is written to: itself, or what it reads through to.
+"""
 
 from pathlib import Path
 
@@ -7,32 +10,82 @@ import pytest
 from cache_store.digest import Digest
 from cache_store.errors import Corrupt, Missing
 from cache_store.layer import materialise, verify
-from cache_store.store import PrunableStore, Ref, read_manifest
+from cache_store.signing import SigningKey, signers
+from cache_store.store import Entry, MendableStore, PrunableStore, Ref, WritableStore, read_manifest
 from tests.artifacts import small
 
 
-class StoreContract:
-    """One suite; passing it makes a class a PrunableStore in deed."""
+class ReadingContract:
+    """One suite; passing it makes a class a MendableStore in deed."""
 
-    def test_it_has_every_method(self, store: PrunableStore) -> None:
-        assert isinstance(store, PrunableStore)
+    @pytest.fixture
+    def filled(self, store: WritableStore) -> WritableStore:
+        return store
 
-    def test_an_empty_store_has_no_refs_and_resolves_nothing(self, store: PrunableStore) -> None:
+    def test_it_has_every_method_for_reading(self, store: MendableStore) -> None:
+        assert isinstance(store, MendableStore)
+
+    def test_an_empty_store_has_no_refs_and_resolves_nothing(self, store: MendableStore) -> None:
         assert list(store.refs()) == []
+        assert list(store.entries()) == []
         assert store.resolve(Ref("small", Digest.of(b"x"))) is None
 
-    def test_what_was_committed_is_found_and_reads_back(self, store: PrunableStore, tmp_path: Path) -> None:
+    def test_what_was_committed_is_found_and_reads_back(self, store: MendableStore, filled: WritableStore, tmp_path: Path) -> None:
         ref, manifest, blobs = small(tmp_path)
-        digest = store.commit(ref, manifest.encode(), blobs)
+        digest = filled.commit(ref, manifest.encode(), blobs)
         assert digest == Digest.of(manifest.encode())
         assert store.resolve(ref) == digest
         assert list(store.refs()) == [(ref, digest)]
+        assert list(store.entries()) == list(store.entries(about=["part"])) == [Entry.of(ref, digest, manifest)]
         assert read_manifest(store, digest) == manifest
         (layer,) = manifest.layers
         with store.open_blob(layer.digest) as blob:
             verify(layer, blob)
             files = materialise(layer, files=manifest.files_of(layer), blob=blob, into=tmp_path / "out")
         assert [path.read_bytes() for path in files] == [b"hello", b"\0" * 50]
+
+    def test_a_blob_can_be_read_from_anywhere(self, store: MendableStore, filled: WritableStore, tmp_path: Path) -> None:
+        ref, manifest, blobs = small(tmp_path)
+        read_manifest(store, filled.commit(ref, manifest.encode(), blobs))
+        ((digest, path),) = blobs.items()
+        whole = path.read_bytes()
+        with store.open_blob(digest) as blob:
+            blob.seek(7)
+            assert blob.read(5) == whole[7:12]
+            assert blob.read() == whole[12:]
+            blob.seek(0)
+            assert blob.read(3) == whole[:3]
+
+    def test_absent_bytes_are_missing_not_corrupt(self, store: MendableStore) -> None:
+        with pytest.raises(Missing):
+            store.manifest(Digest.of(b"none"))
+        with pytest.raises(Missing), store.open_blob(Digest.of(b"none")) as blob:
+            blob.read(1)
+        assert store.envelope(Digest.of(b"none")) is None
+
+    def test_signatures_come_with_the_manifest_and_its_origin_is_told(
+        self, store: MendableStore, filled: WritableStore, tmp_path: Path
+    ) -> None:
+        ref, manifest, blobs = small(tmp_path)
+        raw, key = manifest.encode(), SigningKey.of_machine(tmp_path)
+        digest = filled.commit(ref, raw, blobs, envelope=key.sign(raw))
+        assert signers(raw, store.envelope(digest), [key.public]) == {key.public.id}
+        assert store.location in store.origins(digest)
+
+
+class WritingContract(ReadingContract):
+    """What makes a class a PrunableStore in deed."""
+
+    def test_it_has_every_method(self, store: PrunableStore) -> None:
+        assert isinstance(store, PrunableStore)
+
+    def test_signatures_of_several_are_kept(self, store: PrunableStore, tmp_path: Path) -> None:
+        ref, manifest, blobs = small(tmp_path)
+        raw, keys = manifest.encode(), [SigningKey.of_machine(tmp_path / name) for name in ("one", "two")]
+        for key in keys:
+            digest = store.commit(ref, raw, blobs, envelope=key.sign(raw))
+        store.commit(ref, raw, {})
+        assert len(signers(raw, store.envelope(digest), [key.public for key in keys])) == 2
 
     def test_committing_again_changes_nothing(self, store: PrunableStore, tmp_path: Path) -> None:
         ref, manifest, blobs = small(tmp_path)
@@ -60,12 +113,6 @@ class StoreContract:
         with pytest.raises(Corrupt):
             store.commit(ref, manifest.encode(), blobs)
         assert store.resolve(ref) is None
-
-    def test_absent_bytes_are_missing_not_corrupt(self, store: PrunableStore) -> None:
-        with pytest.raises(Missing):
-            store.manifest(Digest.of(b"none"))
-        with pytest.raises(Missing), store.open_blob(Digest.of(b"none")):
-            pass
 
     @pytest.mark.parametrize("which", ["blob", "manifest", "ref"])
     def test_quarantine_takes_what_is_bad_and_every_ref_to_it_out_of_use(self, store: PrunableStore, tmp_path: Path, which: str) -> None:

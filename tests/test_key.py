@@ -8,8 +8,7 @@ from aot.key import Key, component_parts
 from aot.options import Options
 from aot.resolve import Accepted, Candidate, Rejected, judge, nearest
 from aot.target import Target
-from cache_store.manifest import Manifest
-from cache_store.store import Ref
+from cache_store.store import Entry, Ref
 
 GOLDEN = Path(__file__).parent / "golden" / "key.txt"
 TARGET = Target("cpu", "x86-64-v4", "2.15.0", "0.42.1", "linux-x86_64")
@@ -81,16 +80,13 @@ def test_the_nearest_artifact_has_a_component_of_the_class_and_is_told_apart_by_
     without = Key({**WISH, **component_parts("transformer", FACTS)})
     near = Key({**WISH, **component_parts("unet", {**live["unet"], "fingerprint": "lora", "config": "d"})})
     candidates = [
-        Candidate(Ref("x", key.digest), key.digest, small_manifest(key), judge(key, modules=live, wish=WISH)) for key in (without, near)
+        Candidate(Entry(Ref("x", key.digest), key.digest, created="", size=0, key=dict(key.parts)), judge(key, modules=live, wish=WISH))
+        for key in (without, near)
     ]
     found = nearest(candidates, "unet")
     assert found is not None
     assert found[0] is candidates[1]
     assert [name for name, _, _ in found[1].differences] == ["unet config", "unet fingerprint"]
-
-
-def small_manifest(key: Key) -> Manifest:
-    return Manifest(name="x", key=dict(key.parts), created="2026-01-02T03:04:05Z", producer={}, layers=(), files=())
 
 
 def test_two_keys_differ_part_by_part() -> None:

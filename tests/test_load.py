@@ -261,7 +261,9 @@ def test_another_model_is_a_miss_whose_parts_are_named(cached: LocalStore) -> No
     aot.restore(pipe)
 
 
-@pytest.mark.parametrize(("location", "code"), [("s3://bucket", "AOT-E201"), ("/proc/nowhere", "AOT-E204")])
+@pytest.mark.parametrize(
+    ("location", "code"), [("hf://bucket", "AOT-E201"), ("nosuch://bucket", "AOT-E201"), ("/proc/nowhere", "AOT-E204")]
+)
 def test_a_store_that_cannot_be_opened_costs_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, location: str, code: str
 ) -> None:

@@ -17,10 +17,10 @@ from cache_store.location import open_store
 from cache_store.root import default_root
 from cache_store.store import Store, read_manifest
 from tests.artifacts import small
-from tests.store_contract import StoreContract
+from tests.store_contract import WritingContract
 
 
-class TestLocalStore(StoreContract):
+class TestLocalStore(WritingContract):
     @pytest.fixture
     def store(self, tmp_path: Path) -> LocalStore:
         return LocalStore(tmp_path / "home")
@@ -83,8 +83,11 @@ def test_a_ref_that_holds_no_digest_is_corrupt_when_asked_for_and_not_listed(tmp
 
 
 def test_locations() -> None:
-    with pytest.raises(Malformed, match="'s3'"):
-        open_store("s3://bucket/prefix")
+    with pytest.raises(Malformed, match="nosuch"):
+        open_store("nosuch://bucket/prefix")
+    with pytest.raises(Malformed, match="hf://ORG/REPO"):
+        open_store("hf://only-one-word")
+    assert str(open_store("hf://acme/artifacts@v1")) == "hf://acme/artifacts@v1"
     assert default_root({"AOT_HOME": "/somewhere"}) == Path("/somewhere")
     assert default_root({"XDG_CACHE_HOME": "/cache"}) == Path("/cache/aot")
     assert default_root({}) == Path.home() / ".cache" / "aot"

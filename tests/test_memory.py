@@ -1,10 +1,10 @@
 import pytest
 
 from cache_store.memory import MemoryStore
-from tests.store_contract import StoreContract
+from tests.store_contract import WritingContract
 
 
-class TestMemoryStore(StoreContract):
+class TestMemoryStore(WritingContract):
     @pytest.fixture
     def store(self) -> MemoryStore:
         return MemoryStore()

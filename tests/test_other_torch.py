@@ -25,7 +25,9 @@ from cache_store.digest import Digest
 from cache_store.layer import materialise, pack
 from cache_store.local import LocalStore
 from cache_store.manifest import Manifest
+from cache_store.signing import SigningKey
 from cache_store.store import Ref
+from tests.artifacts import admitted, guard_of
 from tests.conftest import Artifact
 from tests.pixart import denoise, denoiser_call
 
@@ -46,7 +48,8 @@ def repacked(built: Artifact, folder: Path, change: Callable[[Path], None], **ke
         packed, entries = pack(GRAPH, kind=GRAPH, root=files, paths=paths, target=target)
     changed = replace(manifest, key={**manifest.key, **key}, layers=(packed,), files=tuple(entries))
     other, ref = LocalStore(folder / "home"), Ref(changed.name, Key(changed.key).digest)
-    return other, changed, other.commit(ref, changed.encode(), {packed.digest: folder / "layer"})
+    raw, key = changed.encode(), SigningKey.of_machine(other.root)
+    return other, changed, other.commit(ref, raw, {packed.digest: folder / "layer"}, envelope=key.sign(raw))
 
 
 def unchanged(_: Path) -> None: ...
@@ -73,7 +76,7 @@ def wrong(golden: dict[str, Any]) -> None:
 
 def test_golden_outputs_are_the_same_each_time_and_finite(built: tuple[LocalStore, Built]) -> None:
     store, made = built
-    book, graphs = open_graphs(store, made.digest, made.manifest, Ledger(), components=("transformer", "vae.decoder"))
+    book, graphs = open_graphs(store, admitted(store, made.digest), Ledger(), components=("transformer", "vae.decoder"))
     runs = {graph.entry.file: graph.run_flat for graph in graphs}
     first, second = Golden.record(book, runs), Golden.record(book, runs)
     assert first.encode() == second.encode()
@@ -129,18 +132,24 @@ def test_allowed_it_is_served_once_a_canary_came_back_and_the_second_load_sends_
 def test_a_canary_that_does_not_come_back_with_the_golden_outputs_costs_a_compile(
     built: tuple[LocalStore, Built], tmp_path: Path, change: Callable[[Path], None], why: str
 ) -> None:
-    store, manifest, digest = repacked(built, tmp_path, change, **{"target.torch": OLDER})
+    store, _, digest = repacked(built, tmp_path, change, **{"target.torch": OLDER})
     with pytest.raises(LoadFailed, match=why):
-        send(store, digest, manifest, here=Target.named("cpu"))
+        send(store, admitted(store, digest), here=Target.named("cpu"), guard=guard_of(store.root))
     assert not (store.root / "canary").exists()
 
 
 def test_a_canary_that_crashes_takes_nothing_with_it(built: tuple[LocalStore, Built], tmp_path: Path) -> None:
     """A graph that ends its process: another torch's may."""
-    store, manifest, digest = repacked(built, tmp_path, unchanged, **{"target.torch": OLDER})
+    store, _, digest = repacked(built, tmp_path, unchanged, **{"target.torch": OLDER})
     program = tmp_path / "sitecustomize.py"
     program.write_text("import os, sys\nif 'canary' in sys.orig_argv: os.abort()\n")
     import os
 
     with pytest.raises(LoadFailed, match="killed by signal 6"):
-        send(store, digest, manifest, here=Target.named("cpu"), environ={**os.environ, "PYTHONPATH": str(tmp_path)})
+        send(
+            store,
+            admitted(store, digest),
+            here=Target.named("cpu"),
+            guard=guard_of(store.root),
+            environ={**os.environ, "PYTHONPATH": str(tmp_path)},
+        )

@@ -33,16 +33,18 @@ def check(
 
     store = LocalStore(default_root(os.environ))
     row, *_ = pick(listing(store), artifact)
-    built = Target.of_parts(row.manifest.key)
+    built = Target.of_parts(row.entry.key)
     here = _machine(gpu, built)
     allowed = [allow for allow, given in ((Allow.SKU, allow_other_sku), (Allow.TORCH, allow_other_torch)) if given]
-    found = built.check(here, also=row.manifest.key.get("also", "").split())
+    found = built.check(here, also=row.entry.key.get("also", "").split())
     refused = [one for one in found if one.refused(allowed)]
     error = None
     if gpu == "auto" and not refused and any(one.allow is Allow.TORCH for one in found):  # on another machine it is sent there
         from aot.canary import send
+        from aot.cli.stores import open_guard
 
-        error = send(store, row.digest, row.manifest, here=here)
+        guard = open_guard(store)
+        error = send(store, guard.admit(store, row.digest), here=here, guard=guard)
     if json:
         differences = [{"field": one.field, "built": one.built, "here": one.here, "is": one.weight, "why": one.why} for one in found]
         print_json({"built": str(built), "here": str(here), "differences": differences, "loads": not refused, "canary_error": error})

@@ -24,11 +24,11 @@ def ls(json: Json = False) -> None:
             (
                 row.ref.name,
                 row.part("variant"),
-                f"{row.part('target.device')} {row.part('target.sku')} torch {row.part('target.torch')}",
+                row.target,
                 row.mode,
-                f"dynamic, checked at {row.part('shapes')}" if row.part("dynamic") == "true" else row.part("shapes"),
-                size(row.manifest.size),
-                age(row.manifest.created, now()),
+                row.shapes,
+                size(row.entry.size),
+                age(row.entry.created, now()),
                 row.ref.key.short,
                 row.digest.short,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,7 @@ from aot.cli.text import age, found_cubins, now, print_json, size
 
 if TYPE_CHECKING:
     from aot.listing import Row
+    from cache_store.manifest import Manifest
 
 
 def show(
@@ -26,20 +28,31 @@ def show(
     from aot.listing import listing, pick
     from cache_store.local import LocalStore
     from cache_store.root import default_root
+    from cache_store.signing import claimed
+    from cache_store.store import read_manifest
 
-    first, *others = pick(listing(LocalStore(default_root(os.environ))), artifact)
+    store = LocalStore(default_root(os.environ))
+    first, *others = pick(listing(store), artifact)
+    manifest = read_manifest(store, first.digest)
     if json:
-        print_json({**first.to_json(), "others": [row.to_json() for row in others]})
+        layers = [{**asdict(layer), "digest": str(layer.digest)} for layer in manifest.layers]
+        signed = {"origins": sorted(store.origins(first.digest)), "signed_by": claimed(store.envelope(first.digest))}
+        print_json({**first.to_json(), "layers": layers, **signed, "others": [row.to_json() for row in others]})
         return
-    _print(first)
+    _print(first, manifest)
+    print("origin")
+    for origin in sorted(store.origins(first.digest)):
+        print(f"  {origin}")
+    print("signed by keys (`aot verify` says whose)")
+    for id in claimed(store.envelope(first.digest)):
+        print(f"  {id}")
     for row in others:
         print(f"\nalso {row.ref.name}@{row.ref.key.short} digest {row.digest.short}, which differs in")
-        for name, mine, theirs in Key(first.manifest.key).diff(Key(row.manifest.key)):
+        for name, mine, theirs in Key(first.entry.key).diff(Key(row.entry.key)):
             print(f"  {name}: {theirs} (above: {mine})")
 
 
-def _print(row: Row) -> None:
-    manifest = row.manifest
+def _print(row: Row, manifest: Manifest) -> None:
     print(manifest.name)
     print(f"  key     {row.ref.key}")
     print(f"  digest  {row.digest}")

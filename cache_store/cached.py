@@ -1,0 +1,79 @@
+"""CachedStore: a remote store read through into the local one. What was once pulled is served without the remote."""
+
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager
+from typing import BinaryIO
+
+from cache_store.digest import Digest
+from cache_store.errors import Missing, RolledBack, Unreachable
+from cache_store.history import check_history
+from cache_store.local import LocalStore
+from cache_store.manifest import Manifest
+from cache_store.store import Entry, Ref, Store, check_manifest, missing_blob
+from cache_store.transfer import Told, pull, silent
+
+log = logging.getLogger("aot")
+
+
+class CachedStore:
+    """Fulfils MendableStore: what proves wrong here is quarantined here, and fetched again."""
+
+    def __init__(self, remote: Store, local: LocalStore, *, told: Told = silent) -> None:
+        self.remote, self.local = remote, local
+        self.location = remote.location
+        self._told = told
+        self._seen: dict[Digest, tuple[Manifest, bytes]] = {}  # of the manifests read so far, which layers belong to which
+
+    def refs(self) -> Iterator[tuple[Ref, Digest]]:
+        for entry in self.entries():
+            yield entry.ref, entry.digest
+
+    def entries(self, *, about: Collection[str] = ()) -> Iterator[Entry]:
+        """The remote's; those pulled from it before, if it cannot be reached or was rolled back. Raises that if there are none."""
+        try:
+            found = list(self.remote.entries(about=about))
+            check_history(self.remote, self.local)
+        except (Unreachable, RolledBack) as error:
+            found = [entry for entry in self.local.entries(about=about) if self.location in self.local.origins(entry.digest)]
+            if not found:
+                raise
+            log.warning("%s Going on with what was pulled from %s before.", error, self.location)
+        yield from found
+
+    def resolve(self, ref: Ref) -> Digest | None:
+        return next((digest for found, digest in self.refs() if found == ref), None)
+
+    def manifest(self, digest: Digest) -> bytes:
+        """Verified against its digest: what a remote sends under a digest is that or nothing."""
+        try:
+            raw = self.local.manifest(digest)
+        except Missing:
+            raw = self.remote.manifest(digest)
+        self._seen[digest] = check_manifest(raw, digest), raw
+        return raw
+
+    def envelope(self, digest: Digest) -> bytes | None:
+        return self.local.envelope(digest) or self.remote.envelope(digest)
+
+    def origins(self, digest: Digest) -> frozenset[str]:  # noqa: ARG002 - whatever else it came from, it is asked for from there
+        return frozenset({self.location})
+
+    def open_blob(self, digest: Digest) -> AbstractContextManager[BinaryIO]:
+        """Pulls the whole artifact that the blob belongs to, if it is not here."""
+        if self.local.blob_path(digest) is None:
+            layers = {layer.digest: owner for owner, (manifest, _) in self._seen.items() for layer in manifest.layers}
+            if digest not in layers:
+                raise missing_blob(digest)
+            self.bring(layers[digest])
+        return self.local.open_blob(digest)
+
+    def bring(self, digest: Digest) -> None:
+        """Pull the artifact of that manifest, read before, into the local store; what is there already is not sent for."""
+        manifest, raw = self._seen[digest]
+        if self.local.resolve(Ref.of(manifest)) == digest and all(self.local.blob_path(layer.digest) for layer in manifest.layers):
+            return
+        pull(manifest, raw, source=self.remote, local=self.local, told=self._told)
+
+    def quarantine(self, culprit: str) -> None:
+        self.local.quarantine(culprit)

@@ -1,0 +1,208 @@
+"""HubStore: artifacts in a model repository of the Hugging Face Hub, each written in one commit."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import BinaryIO, TypeAlias, cast
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
+
+from cache_store.digest import Digest
+from cache_store.errors import Busy, Corrupt, Denied, Malformed, Missing, StoreFull, Unreachable
+from cache_store.hub_reader import COMMIT, TIMEOUT, HubReader, hub_errors
+from cache_store.listed import MAX_LIST, Listed
+from cache_store.manifest import MAX_MANIFEST, Manifest
+from cache_store.patience import ATTEMPTS, Deadline, pause
+from cache_store.signing import MAX_ENVELOPE, merge
+from cache_store.store import Entry, Ref, leading_to, missing_blob, missing_manifest
+
+Card: TypeAlias = Callable[[Collection[Entry]], str]  # README.md of the repository, from what it holds
+_Operation: TypeAlias = CommitOperationAdd | CommitOperationDelete
+_LIST = "v1/index.json"
+_COMMIT_SECONDS = 600.0
+
+
+class HubStore:
+    """Fulfils PrunableStore. Reads one state of the repository, that of its first request; a write of its own makes it look anew."""
+
+    def __init__(self, repo: str, revision: str | None = None, *, api: HfApi | None = None, card: Card | None = None) -> None:
+        """`revision`: branch, tag or commit. `card` makes the repository's README.md at each write."""
+        self.location = f"hf://{repo}"
+        self._repo, self._revision, self._card = repo, revision or "main", card
+        self._api = api or HfApi()
+        self._forget()
+
+    def __str__(self) -> str:
+        """With the commit that is being read, once something was."""
+        return f"{self.location}@{self._reader.commit or self._revision}"
+
+    def _forget(self) -> None:
+        self._reader = HubReader(self._repo, self._revision, api=self._api, location=self.location)
+        self._listed: Listed | None = None
+
+    def _list(self) -> Listed:
+        if self._listed is None:
+            raw = self._reader.small(_LIST, limit=MAX_LIST)
+            self._listed = Listed.parse(raw, where=self.location) if raw is not None else Listed()
+        return self._listed
+
+    def state(self) -> tuple[int, str] | None:
+        """Fulfils Sequenced. A revision that is the very commit cannot be moved."""
+        listed = self._list()
+        pinned = self._reader.commit is not None and self._revision == self._reader.commit
+        return None if pinned or not listed.serial else (listed.serial, str(Digest.of(listed.encode())))
+
+    def refs(self) -> Iterator[tuple[Ref, Digest]]:
+        for entry in self._list().entries:
+            yield entry.ref, entry.digest
+
+    def entries(self, *, about: Collection[str] = ()) -> Iterator[Entry]:  # noqa: ARG002 - they are all here once one is
+        yield from self._list().entries
+
+    def resolve(self, ref: Ref) -> Digest | None:
+        return next((digest for found, digest in self.refs() if found == ref), None)
+
+    def manifest(self, digest: Digest) -> bytes:
+        raw = self._reader.small(f"v1/manifests/{digest.hex}", limit=MAX_MANIFEST)
+        if raw is None:
+            raise missing_manifest(digest)
+        return raw
+
+    def envelope(self, digest: Digest) -> bytes | None:
+        return self._reader.small(f"v1/signatures/{digest.hex}", limit=MAX_ENVELOPE)
+
+    def origins(self, digest: Digest) -> frozenset[str]:  # noqa: ARG002
+        return frozenset({self.location})
+
+    def open_blob(self, digest: Digest) -> AbstractContextManager[BinaryIO]:
+        return cast(AbstractContextManager[BinaryIO], self._reader.blob(f"v1/blobs/{digest.hex}"))
+
+    def commit(self, ref: Ref, manifest: bytes, blobs: Mapping[Digest, Path], *, envelope: bytes | None = None) -> Digest:
+        parsed, digest = Manifest.parse(manifest), Digest.of(manifest)
+        for promised, path in blobs.items():
+            with path.open("rb") as file:
+                if Digest.of_stream(file) != promised:
+                    raise Corrupt(f"{path} does not hash to {promised.short}.", culprit=str(promised))
+
+        def change() -> list[_Operation]:
+            wanted = {layer.digest for layer in parsed.layers}
+            there = set(self._sizes([f"v1/blobs/{layer.hex}" for layer in wanted]))
+            adding: dict[str, Path | bytes] = {f"v1/blobs/{layer.hex}": blobs[layer] for layer in wanted if layer in blobs}
+            if absent := [layer for layer in wanted if f"v1/blobs/{layer.hex}" not in {*there, *adding}]:
+                raise missing_blob(absent[0])
+            adding = {path: source for path, source in adding.items() if path not in there}
+            adding[f"v1/manifests/{digest.hex}"] = manifest
+            if signed := merge(self.envelope(digest), envelope):
+                adding[f"v1/signatures/{digest.hex}"] = signed
+            adding[f"v1/refs/{ref.name}/{ref.key.hex}"] = f"{digest}\n".encode()
+            return [*self._add(adding), *self._listing(self._list().with_entry(Entry.of(ref, digest, parsed)))]
+
+        def done() -> bool:
+            return self.resolve(ref) == digest and not self._unsigned(digest, envelope)
+
+        self._write(change, f"Add {ref.name} {digest.short}", done=done)
+        return digest
+
+    def quarantine(self, culprit: str) -> None:
+        _, _, hex = culprit.rpartition(":")
+
+        def change() -> list[_Operation]:
+            gone = set(leading_to(self, culprit))
+            files = [f"v1/{kind}/{hex}" for kind in ("blobs", "manifests", "signatures")]
+            found = sorted(self._sizes([*files, *(f"v1/refs/{ref.name}/{ref.key.hex}" for ref in gone)]))
+            listed = self._listing(self._list().without(gone)) if gone else []
+            return [*(CommitOperationDelete(path) for path in found), *listed]
+
+        self._write(change, f"Take {culprit} out of use")
+
+    def remove(self, ref: Ref) -> None:
+        def change() -> list[_Operation]:
+            if self.resolve(ref) is None:
+                return []
+            return [CommitOperationDelete(f"v1/refs/{ref.name}/{ref.key.hex}"), *self._listing(self._list().without({ref}))]
+
+        self._write(change, f"Remove {ref.name} {ref.key.short}", done=lambda: self.resolve(ref) is None)
+
+    def collect(self) -> int:
+        freed = 0
+
+        def change() -> list[_Operation]:
+            nonlocal freed
+            digests = {digest for _, digest in self.refs()}
+            layers = {layer.digest.hex for digest in digests for layer in Manifest.parse(self.manifest(digest)).layers}
+            manifests = {digest.hex for digest in digests}
+            kept = {"blobs": layers, "manifests": manifests, "signatures": manifests}
+            trees = [(keep, self._tree(f"v1/{kind}")) for kind, keep in kept.items()]
+            sizes = {path: size for keep, tree in trees for path, size in tree.items() if Path(path).name not in keep}
+            freed = sum(size for path, size in sizes.items() if not path.startswith("v1/signatures/"))
+            return [CommitOperationDelete(path) for path in sorted(sizes)]
+
+        self._write(change, "Remove what no artifact needs")
+        return freed
+
+    def _write(self, change: Callable[[], list[_Operation]], message: str, *, done: Callable[[], bool] = lambda: False) -> None:
+        """One commit of what `change` makes of the newest state, on top of exactly that state; again when it has moved meanwhile.
+
+        A commit whose answer was an error may have been made all the same: before the next attempt `done` is asked.
+        """
+        if COMMIT.fullmatch(self._revision):
+            raise Malformed(f"{self}: a commit cannot be written to.", remedy="leave @revision out, or name a branch.")
+        deadline = Deadline(_COMMIT_SECONDS, f"writing to {self.location}")
+        for attempt in range(ATTEMPTS + 3):
+            self._forget()
+            try:
+                self._reader.commit = self._head()
+                if attempt and done():
+                    return
+                if operations := change():
+                    self._commit(operations, message)
+            except (Denied, StoreFull):
+                raise
+            except Unreachable as error:
+                if attempt == ATTEMPTS + 2:
+                    raise Busy(f"{error.message} Tried {attempt + 1} times; nothing of it is visible.", remedy=error.remedy) from error
+                pause(attempt, deadline)
+            else:
+                break
+        self._forget()
+
+    def _commit(self, operations: list[_Operation], message: str) -> None:
+        with hub_errors(self.location):
+            self._api.create_commit(
+                self._repo, operations, commit_message=message, revision=self._revision, parent_commit=self._reader.commit
+            )
+
+    def _head(self) -> str | None:
+        """The branch's commit: what a change is made from and what it is put on must be the same."""
+        with hub_errors(self.location):
+            return self._api.repo_info(self._repo, revision=self._revision, timeout=TIMEOUT).sha
+
+    def _unsigned(self, digest: Digest, envelope: bytes | None) -> bool:
+        """Whether signatures of `envelope` are not there yet."""
+        there = self.envelope(digest)
+        return envelope is not None and merge(there, envelope) != there
+
+    def _listing(self, listed: Listed) -> list[_Operation]:
+        card = {"README.md": self._card(listed.entries).encode()} if self._card else {}
+        return self._add({_LIST: listed.encode(), **card})
+
+    def _add(self, files: Mapping[str, Path | bytes]) -> list[_Operation]:
+        return [CommitOperationAdd(path, source) for path, source in sorted(files.items())]
+
+    def _sizes(self, paths: list[str]) -> dict[str, int]:
+        """Of those files that are there."""
+        with hub_errors(self.location):
+            found = self._api.get_paths_info(self._repo, paths, revision=self._reader.commit or self._revision)
+            return {entry.path: entry.size for entry in found if isinstance(entry, RepoFile)}
+
+    def _tree(self, folder: str) -> dict[str, int]:
+        """The files below a folder with their sizes; none if there is no such folder."""
+        with suppress(Missing), hub_errors(self.location):
+            found = self._api.list_repo_tree(self._repo, folder, recursive=True, revision=self._reader.commit or self._revision)
+            return {entry.path: entry.size for entry in found if isinstance(entry, RepoFile)}
+        return {}
+
+    def create(self, *, private: bool) -> None:
+        """Make the repository; fine if it is there."""
+        with hub_errors(self.location):
+            self._api.create_repo(self._repo, private=private, exist_ok=True)

@@ -1,0 +1,84 @@
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from cache_store.errors import Missing
+from cache_store.local import LocalStore
+from cache_store.store import Entry
+from tests.artifacts import small
+
+
+def found(store: LocalStore) -> set[str]:
+    return {entry.key.get("part", "unreadable") for entry in store.entries()}
+
+
+def commit(store: LocalStore, folder: Path, key: str) -> None:
+    ref, manifest, blobs = small(folder, key=key)
+    store.commit(ref, manifest.encode(), blobs)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "home")
+
+
+def test_entries_follow_every_change_at_once_also_of_another_process(store: LocalStore, tmp_path: Path) -> None:
+    """However quickly one follows another: a directory's time stamp is coarser than that."""
+    other = LocalStore(store.root)
+    for number in range(20):
+        commit(store, tmp_path, str(number))
+        assert found(other) == {str(each) for each in range(number + 1)}
+    for ref, _ in list(store.refs()):
+        store.remove(ref)
+    assert found(other) == set()
+
+
+def test_a_ref_that_moves_is_seen_although_its_name_stays(store: LocalStore, tmp_path: Path) -> None:
+    for text in ("one", "two", "three"):
+        ref, manifest, blobs = small(tmp_path, text=text)
+        digest = store.commit(ref, manifest.encode(), blobs)
+        assert list(store.entries()) == [Entry.of(ref, digest, manifest)]
+
+
+def test_about_leaves_out_artifacts_in_whose_key_nothing_of_it_occurs(store: LocalStore, tmp_path: Path) -> None:
+    for key in ("apple", "pear", "plum"):
+        commit(store, tmp_path, key)
+    assert {entry.key["part"] for entry in store.entries(about=["apple", "plum"])} == {"apple", "plum"}
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database at all, but longer than nothing", b"SQLite format 3\0" + bytes(4000)])
+def test_a_damaged_index_is_made_anew(store: LocalStore, tmp_path: Path, content: bytes) -> None:
+    commit(store, tmp_path, "x")
+    assert found(store) == {"x"}
+    (store.root / "v1" / "index.sqlite").write_bytes(content)
+    assert found(store) == found(store) == {"x"}
+
+
+def test_an_index_that_cannot_be_written_is_done_without(store: LocalStore, tmp_path: Path) -> None:
+    commit(store, tmp_path, "x")
+    (store.root / "v1" / "index.sqlite").mkdir()
+    assert found(store) == {"x"}
+
+
+def test_an_index_of_another_version_is_made_anew(store: LocalStore, tmp_path: Path) -> None:
+    commit(store, tmp_path, "x")
+    assert found(store) == {"x"}
+    with sqlite3.connect(store.root / "v1" / "index.sqlite") as database:
+        database.execute("PRAGMA user_version = 99")
+        database.execute("DROP TABLE heads")
+    assert found(store) == {"x"}
+
+
+def test_an_artifact_whose_manifest_cannot_be_read_is_told_of_and_read_again_later(store: LocalStore, tmp_path: Path) -> None:
+    ref, manifest, blobs = small(tmp_path)
+    digest = store.commit(ref, manifest.encode(), blobs)
+    path = store.root / "v1" / "manifests" / digest.hex
+    raw = path.read_bytes()
+    path.unlink()
+    assert found(store) == {"unreadable"}
+    with pytest.raises(Missing):
+        store.manifest(digest)
+    path.write_bytes(raw)
+    store.commit(ref, raw, blobs)
+    assert found(store) == {"x"}
