@@ -14,6 +14,8 @@ from cache_store.manifest import MAX_MANIFEST, Manifest
 from cache_store.signing import MAX_ENVELOPE, merge
 from cache_store.store import Entry, Ref, check_manifest, leading_to, missing_blob, missing_manifest, read_manifest
 
+# where a file needs its folder to be made first; elsewhere that may make a bucket, which nobody asked for
+_WITH_FOLDERS = {"file", "local", "sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs"}
 _MAX_REF = 200  # bytes
 _WINDOW = 8 * CHUNK  # bytes read ahead: a blob is read from end to end
 
@@ -24,8 +26,9 @@ class FilesystemStore:
     def __init__(self, url: str) -> None:
         """Raises Malformed for a URL that no installed fsspec backend opens."""
         self.location = url.rstrip("/")
+        self._protocol = infer_storage_options(url)["protocol"]
         try:
-            self._fs, path = fsspec.core.url_to_fs(url, skip_instance_cache=infer_storage_options(url)["protocol"] != "memory")
+            self._fs, path = fsspec.core.url_to_fs(url, skip_instance_cache=self._protocol != "memory")
         except (ImportError, ValueError) as error:
             raise Malformed(f"store location {url!r}: {error}", remedy="pip install the fsspec backend of that scheme.") from error
         self._root = f"{path.rstrip('/')}/v1"
@@ -158,7 +161,8 @@ class FilesystemStore:
     def _put(self, path: str, content: bytes | BinaryIO) -> None:
         """Whole or not at all: the backend's own way of making a file visible only when it is complete."""
         with self._named():
-            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            if self._protocol in _WITH_FOLDERS:
+                self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             file = self._fs.open(path, "wb", autocommit=False)
             try:
                 for chunk in [content] if isinstance(content, bytes) else chunks(content):

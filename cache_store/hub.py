@@ -1,7 +1,7 @@
 """HubStore: artifacts in a model repository of the Hugging Face Hub, each written in one commit."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeAlias, cast
 
@@ -9,7 +9,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Re
 
 from cache_store.digest import Digest
 from cache_store.errors import Busy, Corrupt, Denied, Malformed, Missing, StoreFull, Unreachable
-from cache_store.hub_reader import COMMIT, TIMEOUT, HubReader, hub_errors
+from cache_store.hub_errors import TIMEOUT, hub_errors
+from cache_store.hub_reader import COMMIT, HubReader
 from cache_store.listed import MAX_LIST, Listed
 from cache_store.manifest import MAX_MANIFEST, Manifest
 from cache_store.patience import ATTEMPTS, Deadline, pause
@@ -42,7 +43,7 @@ class HubStore:
 
     def _list(self) -> Listed:
         if self._listed is None:
-            raw = self._reader.small(_LIST, limit=MAX_LIST)
+            raw = self._reader.small(_LIST, limit=MAX_LIST, sound=Listed.readable)
             self._listed = Listed.parse(raw, where=self.location) if raw is not None else Listed()
         return self._listed
 
@@ -63,7 +64,7 @@ class HubStore:
         return next((digest for found, digest in self.refs() if found == ref), None)
 
     def manifest(self, digest: Digest) -> bytes:
-        raw = self._reader.small(f"v1/manifests/{digest.hex}", limit=MAX_MANIFEST)
+        raw = self._reader.small(f"v1/manifests/{digest.hex}", limit=MAX_MANIFEST, sound=lambda raw: Digest.of(raw) == digest)
         if raw is None:
             raise missing_manifest(digest)
         return raw
@@ -167,7 +168,10 @@ class HubStore:
         self._forget()
 
     def _commit(self, operations: list[_Operation], message: str) -> None:
-        with hub_errors(self.location):
+        with hub_errors(self.location), ExitStack() as files:
+            for operation in operations:  # an open file goes by LFS: in pieces, where Xet would take a gigabyte of memory
+                if isinstance(operation, CommitOperationAdd) and isinstance(operation.path_or_fileobj, str):
+                    operation.path_or_fileobj = files.enter_context(open(operation.path_or_fileobj, "rb"))
             self._api.create_commit(
                 self._repo, operations, commit_message=message, revision=self._revision, parent_commit=self._reader.commit
             )

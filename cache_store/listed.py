@@ -34,6 +34,14 @@ class Listed:
         return encode({"schema": SCHEMA, "serial": self.serial, "artifacts": entries})
 
     @classmethod
+    def readable(cls, raw: bytes) -> bool:
+        try:
+            cls.parse(raw, where="")
+        except Corrupt:
+            return False
+        return True
+
+    @classmethod
     def parse(cls, raw: bytes, *, where: str) -> Self:
         """Raises Corrupt: the store's own list is damaged."""
         try:

@@ -123,8 +123,8 @@ class _Incoming:
         if self.size >= self._layer.size:
             return
         with opened as blob:
+            blob.seek(self.size)  # before anything is asked: so only what is missing is
             _check_total(blob, self._layer)
-            blob.seek(self.size)
             while chunk := blob.read(CHUNK):
                 deadline.check()
                 self._write(chunk)
