@@ -8,13 +8,17 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from aot.artifact import CACHE, unpack
 from aot.environment import INDUCTOR_DIRECTORY
+from aot.errors import BuildFailed
 from aot.inductor import jit
-from aot.ledger import Ledger
+from aot.ledger import Ledger, log
 from aot.options import Options
 from aot.resolve import set_aside
 from cache_store.errors import CodedError
@@ -37,18 +41,57 @@ class Jit:
         if not self._warm:
             self._unpack()
             self._warm = True
-        return jit(function, self.options)
+        return rescued(lambda: jit(function, self.options), function)
 
     def _unpack(self) -> None:
         layers = [(artifact, layer) for artifact in self.artifacts if (layer := artifact.manifest.layer(CACHE))]
         if not layers:
             return
-        directory = _inductor_directory()
+        try:
+            directory = _inductor_directory()
+        except OSError as error:  # the compiler will say more
+            log.warning("the cache layer cannot be unpacked: %s", error)
+            return
         for artifact, layer in layers:
             try:
                 unpack(self.store, artifact, layer=layer, into=directory, ledger=self.ledger)
             except CodedError as error:
                 set_aside(self.store, error)
+
+
+def rescued(compile: Callable[[], Callable[..., Any]], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """What `compile` makes, and `plain` in its place once the compiler failed: no compiler here, a full disk, a read-only one.
+
+    What `plain` raises too is the caller's own error, and goes to the caller.
+    """
+    try:
+        compiled = compile()
+    except OSError as error:  # torch makes its cache directory at once
+        _say_given_up(error)
+        return plain
+    given_up = False
+
+    @wraps(plain)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal given_up
+        if given_up:
+            return plain(*args, **kwargs)
+        try:
+            return compiled(*args, **kwargs)
+        except torch.OutOfMemoryError:  # says nothing of the compiler, and may pass
+            raise
+        except (OSError, RuntimeError) as error:  # every error of torch's compiler is a RuntimeError
+            result = plain(*args, **kwargs)
+            given_up = True
+            _say_given_up(error)
+            return result
+
+    return call
+
+
+def _say_given_up(error: Exception) -> None:
+    said = (str(error).strip() or repr(error)).splitlines()[0]
+    log.warning("%s compilation failed, running eagerly from now on: %s", BuildFailed.code, said)
 
 
 def _inductor_directory() -> Path:

@@ -20,6 +20,7 @@ from aot.fusion import fuse_qkv, split_qkv
 from aot.guard import Guard
 from aot.inductor import jit
 from aot.ip_adapter import live_scale
+from aot.jit import rescued
 from aot.ledger import Ledger, close_ledger, open_ledger
 from aot.load import Wish, attach, fall_back, forward_of, put, take_away
 from aot.memory_format import to_channels_last
@@ -172,8 +173,12 @@ def _load(modules: dict[str, nn.Module], wanted: dict[str, nn.Module], location:
         if wish.on_miss is OnMiss.ERROR:
             raise
         why = f"{error.code} {error.message.rstrip('.')}"
+
+        def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+            return rescued(lambda: jit(forward, options), forward)
+
         for path, module in modules.items():
-            fall_back(module, path, on_miss=wish.on_miss, jit=partial(jit, options=options), why=why, ledger=ledger)
+            fall_back(module, path, on_miss=wish.on_miss, jit=compiled, why=why, ledger=ledger)
         return claim(f"the {options.mode.title} compilation of {', '.join(modules)}", options.process)
 
 

@@ -10,8 +10,10 @@ from cache_store.errors import Missing, RolledBack, Unreachable
 from cache_store.history import check_history
 from cache_store.local import LocalStore
 from cache_store.manifest import Manifest
+from cache_store.progress import Told, silent
 from cache_store.store import Entry, Ref, Store, check_manifest, missing_blob
-from cache_store.transfer import Told, pull, silent
+from cache_store.transfer import pull
+from cache_store.trust import Admitted
 
 log = logging.getLogger("aot")
 
@@ -71,9 +73,10 @@ class CachedStore:
     def bring(self, digest: Digest) -> None:
         """Pull the artifact of that manifest, read before, into the local store; what is there already is not sent for."""
         manifest, raw = self._seen[digest]
+        envelope = self.envelope(digest)
         if self.local.resolve(Ref.of(manifest)) == digest and all(self.local.blob_path(layer.digest) for layer in manifest.layers):
             return
-        pull(manifest, raw, source=self.remote, local=self.local, told=self._told)
+        pull(Admitted(digest, manifest, by="its reader"), raw, envelope, source=self.remote, local=self.local, told=self._told)
 
     def quarantine(self, culprit: str) -> None:
         self.local.quarantine(culprit)

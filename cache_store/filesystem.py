@@ -11,6 +11,7 @@ from fsspec.utils import infer_storage_options
 from cache_store.digest import CHUNK, Digest, chunks
 from cache_store.errors import CodedError, Corrupt, Denied, Malformed, Missing, Unreachable, full
 from cache_store.manifest import MAX_MANIFEST, Manifest
+from cache_store.progress import Told, silent
 from cache_store.signing import MAX_ENVELOPE, merge
 from cache_store.store import Entry, Ref, check_manifest, leading_to, missing_blob, missing_manifest, read_manifest
 
@@ -26,6 +27,7 @@ class FilesystemStore:
     def __init__(self, url: str) -> None:
         """Raises Malformed for a URL that no installed fsspec backend opens."""
         self.location = url.rstrip("/")
+        self.told: Told = silent
         self._protocol = infer_storage_options(url)["protocol"]
         try:
             self._fs, path = fsspec.core.url_to_fs(url, skip_instance_cache=self._protocol != "memory")
@@ -167,6 +169,7 @@ class FilesystemStore:
             try:
                 for chunk in [content] if isinstance(content, bytes) else chunks(content):
                     file.write(chunk)
+                    self.told(len(chunk))
                 file.close()
                 file.commit()
             except BaseException:

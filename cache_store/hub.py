@@ -1,5 +1,7 @@
 """HubStore: artifacts in a model repository of the Hugging Face Hub, each written in one commit."""
 
+import io
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
@@ -14,8 +16,9 @@ from cache_store.hub_reader import COMMIT, HubReader
 from cache_store.listed import MAX_LIST, Listed
 from cache_store.manifest import MAX_MANIFEST, Manifest
 from cache_store.patience import ATTEMPTS, Deadline, pause
-from cache_store.signing import MAX_ENVELOPE, merge
-from cache_store.store import Entry, Ref, leading_to, missing_blob, missing_manifest
+from cache_store.progress import Told, silent
+from cache_store.signing import MAX_ENVELOPE, claimed, merge
+from cache_store.store import Entry, Ref, check_manifest, leading_to, missing_blob, missing_manifest
 
 Card: TypeAlias = Callable[[Collection[Entry]], str]  # README.md of the repository, from what it holds
 _Operation: TypeAlias = CommitOperationAdd | CommitOperationDelete
@@ -29,7 +32,8 @@ class HubStore:
     def __init__(self, repo: str, revision: str | None = None, *, api: HfApi | None = None, card: Card | None = None) -> None:
         """`revision`: branch, tag or commit. `card` makes the repository's README.md at each write."""
         self.location = f"hf://{repo}"
-        self._repo, self._revision, self._card = repo, revision or "main", card
+        self._repo, self._revision, self.card = repo, revision or "main", card
+        self.told: Told = silent
         self._api = api or HfApi()
         self._forget()
 
@@ -96,7 +100,7 @@ class HubStore:
             if signed := merge(self.envelope(digest), envelope):
                 adding[f"v1/signatures/{digest.hex}"] = signed
             adding[f"v1/refs/{ref.name}/{ref.key.hex}"] = f"{digest}\n".encode()
-            return [*self._add(adding), *self._listing(self._list().with_entry(Entry.of(ref, digest, parsed)))]
+            return [*self._add(adding), *self._listing(self._list().with_entry(Entry.of(ref, digest, parsed, signers=claimed(signed))))]
 
         def done() -> bool:
             return self.resolve(ref) == digest and not self._unsigned(digest, envelope)
@@ -171,7 +175,7 @@ class HubStore:
         with hub_errors(self.location), ExitStack() as files:
             for operation in operations:  # an open file goes by LFS: in pieces, where Xet would take a gigabyte of memory
                 if isinstance(operation, CommitOperationAdd) and isinstance(operation.path_or_fileobj, str):
-                    operation.path_or_fileobj = files.enter_context(open(operation.path_or_fileobj, "rb"))
+                    operation.path_or_fileobj = files.enter_context(_Upload(operation.path_or_fileobj, self.told))
             self._api.create_commit(
                 self._repo, operations, commit_message=message, revision=self._revision, parent_commit=self._reader.commit
             )
@@ -187,7 +191,7 @@ class HubStore:
         return envelope is not None and merge(there, envelope) != there
 
     def _listing(self, listed: Listed) -> list[_Operation]:
-        card = {"README.md": self._card(listed.entries).encode()} if self._card else {}
+        card = {"README.md": self.card(listed.entries).encode()} if self.card else {}
         return self._add({_LIST: listed.encode(), **card})
 
     def _add(self, files: Mapping[str, Path | bytes]) -> list[_Operation]:
@@ -206,7 +210,44 @@ class HubStore:
             return {entry.path: entry.size for entry in found if isinstance(entry, RepoFile)}
         return {}
 
+    def list_anew(self) -> None:
+        """Make the list of artifacts again from the refs that are there. Raises Denied, Busy, Unreachable."""
+
+        def change() -> list[_Operation]:
+            try:
+                serial = self._list().serial
+            except Corrupt:
+                serial = int(time.time())  # above any number that was ever counted to
+            entries = tuple(self._entry(path) for path in sorted(self._tree("v1/refs")))
+            listed = Listed(tuple(entry for entry in entries if entry), serial + 1)
+            return self._listing(listed)
+
+        self._write(change, "List the artifacts anew")
+
+    def _entry(self, path: str) -> Entry | None:
+        """Of one ref's file; None where it leads to nothing that can be read."""
+        name, key = path.split("/")[2:]
+        with suppress(Malformed, Corrupt, Missing):
+            digest = Digest.parse((self._reader.small(path, limit=MAX_LIST) or b"").decode(errors="replace").rstrip("\n"))
+            return Entry.of(
+                Ref(name, Digest(key)), digest, check_manifest(self.manifest(digest), digest), signers=claimed(self.envelope(digest))
+            )
+        return None
+
     def create(self, *, private: bool) -> None:
         """Make the repository; fine if it is there."""
         with hub_errors(self.location):
             self._api.create_repo(self._repo, private=private, exist_ok=True)
+
+
+class _Upload(io.BufferedReader):
+    """A file that tells how much of it is read."""
+
+    def __init__(self, path: str, told: Told) -> None:
+        super().__init__(io.FileIO(path))
+        self._told = told
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self._told(len(data))
+        return data

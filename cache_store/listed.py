@@ -69,6 +69,7 @@ def _entry(value: Any) -> Entry:
         producer=fields.texts("producer"),
         measured=fields.take("measured", dict),
         certificate=fields.take("certificate", dict),
+        signers=fields.words("signers"),
     )
     fields.finish()
     return entry

@@ -131,7 +131,7 @@ def _file(item: Any) -> FileEntry:
 def check_path(path: str) -> None:
     """Raises Malformed unless `path` can be joined to a directory on any file system and stays inside it."""
     parts = path.split("/")
-    if len(path.encode()) > 240 or not all(_COMPONENT.fullmatch(part) and part not in (".", "..") for part in parts):
+    if len(path) > 240 or not all(_COMPONENT.fullmatch(part) and part not in (".", "..") for part in parts):
         raise Malformed(f"file path {path!r} is not allowed (letters, digits and ._+=@- between slashes, at most 240 bytes).")
 
 

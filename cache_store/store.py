@@ -4,7 +4,7 @@ Capability is by type: what only reads takes a `Store`, what builds a `WritableS
 Every store keeps one invariant: *a ref leads to a manifest, and a manifest to every one of its layers, byte for byte.*
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,11 +53,12 @@ class Entry:
     producer: dict[str, str] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
     certificate: dict[str, Any] = field(default_factory=dict)
+    signers: tuple[str, ...] = field(default=(), compare=False)  # ids of keys that are said to have signed it, where a store tells
 
     @classmethod
-    def of(cls, ref: Ref, digest: Digest, manifest: Manifest) -> Self:
+    def of(cls, ref: Ref, digest: Digest, manifest: Manifest, *, signers: Iterable[str] = ()) -> Self:
         told = (manifest.created, manifest.size, manifest.key, manifest.producer, manifest.measured, manifest.certificate)
-        return cls(ref, digest, *told)
+        return cls(ref, digest, *told, signers=tuple(signers))
 
 
 @runtime_checkable

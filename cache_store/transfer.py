@@ -3,10 +3,9 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from cache_store.digest import CHUNK, Digest, chunks
 from cache_store.errors import Corrupt, Missing, StoreFull, Unreachable, named
@@ -14,38 +13,48 @@ from cache_store.layer import verify
 from cache_store.local import LocalStore
 from cache_store.manifest import Layer, Manifest
 from cache_store.patience import PULL_SECONDS, Deadline, retried
+from cache_store.progress import Told, silent
 from cache_store.store import Ref, Store, WritableStore, missing_blob
-
-Told: TypeAlias = Callable[[int], None]  # called with the number of bytes that have just arrived
+from cache_store.trust import Admitted
 
 _SPARE = 64 << 20  # bytes of disk that a download leaves free
 
 
-def silent(_: int) -> None:
-    """Tells nobody."""
-
-
 def pull(
-    manifest: Manifest, raw: bytes, *, source: Store, local: LocalStore, deadline: Deadline | None = None, told: Told = silent
-) -> Digest:
-    """Bring an artifact whose manifest was admitted (`Policy.admit`) into the local store; return its digest.
+    admitted: Admitted,
+    raw: bytes,
+    envelope: bytes | None,
+    *,
+    source: Store,
+    local: LocalStore,
+    deadline: Deadline | None = None,
+    told: Told = silent,
+) -> None:
+    """Bring an admitted artifact, of these bytes and signatures, into the local store.
 
     What an earlier attempt left is gone on with, also one of another process. Nothing is visible before all of it is here.
     Raises Corrupt when the source's bytes are not those promised, Missing, StoreFull, TimedOut, Denied, Unreachable.
     """
+    manifest, origins = admitted.manifest, source.origins(admitted.digest)
     deadline = deadline or Deadline(PULL_SECONDS, f"the download of {manifest.name}")
-    digest = Digest.of(raw)
-    envelope, origins = source.envelope(digest), source.origins(digest)
     while True:
         for layer in manifest.layers:
             fetch(layer, source, local, deadline=deadline, told=told)
         try:
-            return local.commit(Ref.of(manifest), raw, {}, envelope=envelope, origins=origins)
+            local.commit(Ref.of(manifest), raw, {}, envelope=envelope, origins=origins)
+            return
         except Missing:  # a collect took a layer that nothing referred to yet
             deadline.check()
 
 
-def push(ref: Ref, *, source: LocalStore, target: WritableStore) -> Digest:
+@runtime_checkable
+class Telling(Protocol):
+    """A store that tells how its own uploads go on."""
+
+    told: Told
+
+
+def push(ref: Ref, *, source: LocalStore, target: WritableStore, told: Told = silent) -> Digest:
     """Copy an artifact of the local store to another, in one commit where the other has commits. Every layer is hashed before.
 
     Raises Missing, Corrupt for what is not here as promised; Denied, StoreFull, Busy, Unreachable for the target.
@@ -62,6 +71,8 @@ def push(ref: Ref, *, source: LocalStore, target: WritableStore) -> Digest:
         with source.open_blob(layer.digest) as blob:
             verify(layer, blob)
         paths[layer.digest] = path
+    if isinstance(target, Telling):
+        target.told = told
     return target.commit(ref, raw, paths, envelope=source.envelope(digest))
 
 

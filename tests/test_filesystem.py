@@ -13,8 +13,8 @@ from cache_store.filesystem import FilesystemStore
 from cache_store.local import LocalStore
 from cache_store.location import open_cached, open_store
 from cache_store.store import Ref, read_manifest
-from cache_store.transfer import pull, push
-from tests.artifacts import small
+from cache_store.transfer import push
+from tests.artifacts import bring, small
 from tests.store_contract import WritingContract
 
 
@@ -61,7 +61,7 @@ def test_an_artifact_travels_by_s3_from_one_store_to_another(s3: Any, tmp_path: 
     digest = here.commit(ref, manifest.encode(), blobs)
     bucket = open_store("s3://artifacts/travel")
     assert push(ref, source=here, target=bucket) == digest
-    assert pull(manifest, manifest.encode(), source=bucket, local=there) == digest
+    assert bring(manifest, bucket, there) == digest
     assert read_manifest(there, digest) == manifest
     assert there.origins(digest) == {"s3://artifacts/travel"}
 

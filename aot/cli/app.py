@@ -7,7 +7,8 @@ import sys
 
 import typer
 
-from aot.cli import bench, build, check, ls, modes, prune, recipes, show, targets
+from aot.cli import bench, build, check, fsck, lock, lookup, ls, modes, prune, pull, push, recipes, show, targets, verify
+from aot.cli.trust import trust
 from aot.errors import INTERRUPTED, exit_code
 from cache_store.errors import CodedError, named
 from cache_store.root import default_root
@@ -19,8 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: rich alone would take half of the time that `aot --help` may take
 )
-for verb in (build, ls, show, check, bench, prune, recipes, modes, targets):
+for verb in (build, push, lookup, pull, lock, verify, ls, show, check, bench, prune, fsck, recipes, modes, targets):
     app.command()(getattr(verb, verb.__name__.rpartition(".")[2]))
+app.add_typer(trust, name="trust")
 
 
 def main() -> None:

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from aot.cli.request import Json
+from aot.cli.stores import machine, open_guard
 from aot.cli.text import print_json, print_table
 from aot.errors import Miss
-from aot.sku import CPU
 from aot.target import Allow, Difference, Target
 
 
@@ -34,14 +34,13 @@ def check(
     store = LocalStore(default_root(os.environ))
     row, *_ = pick(listing(store), artifact)
     built = Target.of_parts(row.entry.key)
-    here = _machine(gpu, built)
+    here = machine(gpu, built)
     allowed = [allow for allow, given in ((Allow.SKU, allow_other_sku), (Allow.TORCH, allow_other_torch)) if given]
     found = built.check(here, also=row.entry.key.get("also", "").split())
     refused = [one for one in found if one.refused(allowed)]
     error = None
     if gpu == "auto" and not refused and any(one.allow is Allow.TORCH for one in found):  # on another machine it is sent there
         from aot.canary import send
-        from aot.cli.stores import open_guard
 
         guard = open_guard(store)
         error = send(store, guard.admit(store, row.digest), here=here, guard=guard)
@@ -52,15 +51,6 @@ def check(
         _print(built, here, found, error)
     if refused:
         raise Miss(f"it is not loaded here: {'; '.join(map(str, refused))}.", remedy=_remedy(refused))
-
-
-def _machine(gpu: str, built: Target) -> Target:
-    """The machine asked about; this one's GPU for an artifact for GPUs, if it has one."""
-    if gpu != "auto":
-        return Target.named(gpu)
-    from aot.device import gpus_here
-
-    return Target.detect("cuda" if built.device != CPU and gpus_here() else CPU)
 
 
 def _print(built: Target, here: Target, found: list[Difference], error: float | None) -> None:
