@@ -49,9 +49,9 @@ class Row:
             "created": self.entry.created,
             "size": self.entry.size,
             "parts": self.entry.key,
-            "producer": self.entry.producer,
-            "measured": self.entry.measured,
-            "certificate": self.entry.certificate,
+            "producer": dict(self.entry.producer),
+            "measured": dict(self.entry.measured),
+            "certificate": dict(self.entry.certificate),
         }
 
 

@@ -102,12 +102,14 @@ def candidates(store: Store, *, modules: Mapping[str, Facts], wish: Facts, allow
     they are to serve: those made for this machine, then those that were tuned, then the newest.
     """
     judged = partial(_judged, store, modules=modules, wish=wish, allow=allow)
-    found = judged(store.entries(about=[facts["fingerprint"] for facts in modules.values()]))
+    # in a store of thousands, only what was made for this machine is worth a look; all of it where another's may be taken
+    within = {} if allow else {name: wish[name] for name in ("target.sku", "target.torch") if name in wish}
+    found = judged(store.entries(about=[facts["fingerprint"] for facts in modules.values()], within=within))
     served = {path for candidate in found if isinstance(candidate.verdict, Accepted) for path in candidate.verdict.components}
     if served != set(modules):
         known = {candidate.entry.ref for candidate in found}
-        others = [entry for entry in store.entries() if entry.ref not in known]
-        found += judged(sorted(others, key=lambda entry: entry.created, reverse=True)[:_EXPLAINED])
+        others = sorted(store.entries(newest=_EXPLAINED), key=lambda entry: entry.created, reverse=True)
+        found += judged([entry for entry in others[:_EXPLAINED] if entry.ref not in known])
     newest = sorted(found, key=lambda candidate: candidate.entry.created, reverse=True)
     return sorted(newest, key=_goodness)
 

@@ -1,7 +1,7 @@
 """CachedStore: a remote store read through into the local one. What was once pulled is served without the remote."""
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import BinaryIO
 
@@ -11,7 +11,7 @@ from cache_store.history import check_history
 from cache_store.local import LocalStore
 from cache_store.manifest import Manifest
 from cache_store.progress import Told, silent
-from cache_store.store import Entry, Ref, Store, check_manifest, missing_blob
+from cache_store.store import EVERYTHING, Entry, Ref, Store, check_manifest, missing_blob
 from cache_store.transfer import pull
 from cache_store.trust import Admitted
 
@@ -31,13 +31,17 @@ class CachedStore:
         for entry in self.entries():
             yield entry.ref, entry.digest
 
-    def entries(self, *, about: Collection[str] = ()) -> Iterator[Entry]:
+    def entries(self, *, about: Collection[str] = (), within: Mapping[str, str] = EVERYTHING, newest: int | None = None) -> Iterator[Entry]:
         """The remote's; those pulled from it before, if it cannot be reached or was rolled back. Raises that if there are none."""
         try:
-            found = list(self.remote.entries(about=about))
+            found = list(self.remote.entries(about=about, within=within, newest=newest))
             check_history(self.remote, self.local)
         except (Unreachable, RolledBack) as error:
-            found = [entry for entry in self.local.entries(about=about) if self.location in self.local.origins(entry.digest)]
+            found = [
+                entry
+                for entry in self.local.entries(about=about, within=within, newest=newest)
+                if self.location in self.local.origins(entry.digest)
+            ]
             if not found:
                 raise
             log.warning("%s Going on with what was pulled from %s before.", error, self.location)
@@ -58,7 +62,7 @@ class CachedStore:
     def envelope(self, digest: Digest) -> bytes | None:
         return self.local.envelope(digest) or self.remote.envelope(digest)
 
-    def origins(self, digest: Digest) -> frozenset[str]:  # noqa: ARG002 - whatever else it came from, it is asked for from there
+    def origins(self, digest: Digest) -> frozenset[str]:  # whatever else it came from, it is asked for from there
         return frozenset({self.location})
 
     def open_blob(self, digest: Digest) -> AbstractContextManager[BinaryIO]:

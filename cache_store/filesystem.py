@@ -13,7 +13,7 @@ from cache_store.errors import CodedError, Corrupt, Denied, Malformed, Missing, 
 from cache_store.manifest import MAX_MANIFEST, Manifest
 from cache_store.progress import Told, silent
 from cache_store.signing import MAX_ENVELOPE, merge
-from cache_store.store import Entry, Ref, check_manifest, leading_to, missing_blob, missing_manifest, read_manifest
+from cache_store.store import EVERYTHING, Entry, Ref, check_manifest, leading_to, missing_blob, missing_manifest, read_manifest
 
 # where a file needs its folder to be made first; elsewhere that may make a bucket, which nobody asked for
 _WITH_FOLDERS = {"file", "local", "sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs"}
@@ -50,7 +50,7 @@ class FilesystemStore:
             except Malformed:  # a stray file is not a ref
                 continue
 
-    def entries(self, *, about: Collection[str] = ()) -> Iterator[Entry]:  # noqa: ARG002
+    def entries(self, *, about: Collection[str] = (), within: Mapping[str, str] = EVERYTHING, newest: int | None = None) -> Iterator[Entry]:
         """All manifests are fetched, several at once where the backend can: there is no list that two writers could spoil."""
         refs = list(self.refs())
         paths = {self._path("manifests", digest): digest for _, digest in refs}
@@ -82,7 +82,7 @@ class FilesystemStore:
     def envelope(self, digest: Digest) -> bytes | None:
         return self._read(self._path("signatures", digest), MAX_ENVELOPE + 1)
 
-    def origins(self, digest: Digest) -> frozenset[str]:  # noqa: ARG002
+    def origins(self, digest: Digest) -> frozenset[str]:
         return frozenset({self.location})
 
     @contextmanager

@@ -18,7 +18,7 @@ from cache_store.manifest import MAX_MANIFEST, Manifest
 from cache_store.patience import ATTEMPTS, Deadline, pause
 from cache_store.progress import Told, silent
 from cache_store.signing import MAX_ENVELOPE, claimed, merge
-from cache_store.store import Entry, Ref, check_manifest, leading_to, missing_blob, missing_manifest
+from cache_store.store import EVERYTHING, Entry, Ref, check_manifest, leading_to, missing_blob, missing_manifest
 
 Card: TypeAlias = Callable[[Collection[Entry]], str]  # README.md of the repository, from what it holds
 _Operation: TypeAlias = CommitOperationAdd | CommitOperationDelete
@@ -61,7 +61,7 @@ class HubStore:
         for entry in self._list().entries:
             yield entry.ref, entry.digest
 
-    def entries(self, *, about: Collection[str] = ()) -> Iterator[Entry]:  # noqa: ARG002 - they are all here once one is
+    def entries(self, *, about: Collection[str] = (), within: Mapping[str, str] = EVERYTHING, newest: int | None = None) -> Iterator[Entry]:
         yield from self._list().entries
 
     def resolve(self, ref: Ref) -> Digest | None:
@@ -76,7 +76,7 @@ class HubStore:
     def envelope(self, digest: Digest) -> bytes | None:
         return self._reader.small(f"v1/signatures/{digest.hex}", limit=MAX_ENVELOPE)
 
-    def origins(self, digest: Digest) -> frozenset[str]:  # noqa: ARG002
+    def origins(self, digest: Digest) -> frozenset[str]:
         return frozenset({self.location})
 
     def open_blob(self, digest: Digest) -> AbstractContextManager[BinaryIO]:

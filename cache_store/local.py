@@ -15,7 +15,7 @@ from cache_store.index import Index
 from cache_store.manifest import MAX_MANIFEST, Manifest
 from cache_store.root import open_root
 from cache_store.signing import MAX_ENVELOPE, merge
-from cache_store.store import Entry, Ref, leading_to, missing_blob, missing_manifest, read_manifest
+from cache_store.store import EVERYTHING, Entry, Ref, leading_to, missing_blob, missing_manifest, read_manifest
 from cache_store.written import delete, put, sync
 
 MAX_ORIGINS = 64 << 10  # bytes
@@ -46,9 +46,9 @@ class LocalStore:
                 if digest := self._resolve(ref):
                     yield ref, digest
 
-    def entries(self, *, about: Collection[str] = ()) -> Iterator[Entry]:
+    def entries(self, *, about: Collection[str] = (), within: Mapping[str, str] = EVERYTHING, newest: int | None = None) -> Iterator[Entry]:
         with named(self._tree):
-            yield from self._index.entries(about)
+            yield from self._index.entries(about, within, newest)
 
     def resolve(self, ref: Ref) -> Digest | None:
         try:

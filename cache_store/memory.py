@@ -10,7 +10,7 @@ from cache_store.digest import Digest
 from cache_store.errors import Corrupt
 from cache_store.manifest import Manifest
 from cache_store.signing import merge
-from cache_store.store import Entry, Ref, leading_to, missing_blob, missing_manifest, read_entries, read_manifest
+from cache_store.store import EVERYTHING, Entry, Ref, leading_to, missing_blob, missing_manifest, read_entries, read_manifest
 
 
 class MemoryStore:
@@ -26,7 +26,7 @@ class MemoryStore:
     def refs(self) -> Iterator[tuple[Ref, Digest]]:
         yield from list(self._refs.items())
 
-    def entries(self, *, about: Collection[str] = ()) -> Iterator[Entry]:  # noqa: ARG002
+    def entries(self, *, about: Collection[str] = (), within: Mapping[str, str] = EVERYTHING, newest: int | None = None) -> Iterator[Entry]:
         return read_entries(self)
 
     def resolve(self, ref: Ref) -> Digest | None:
@@ -40,7 +40,7 @@ class MemoryStore:
     def envelope(self, digest: Digest) -> bytes | None:
         return self.envelopes.get(digest)
 
-    def origins(self, digest: Digest) -> frozenset[str]:  # noqa: ARG002
+    def origins(self, digest: Digest) -> frozenset[str]:
         return frozenset({self.location})
 
     def open_blob(self, digest: Digest) -> closing[BinaryIO]:

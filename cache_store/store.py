@@ -41,6 +41,9 @@ class Ref:
         return cls(name, Digest.parse(key))
 
 
+EVERYTHING: Mapping[str, str] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """What a listing tells of an artifact without its layers: the manifest's head. A hint, never trusted: only manifests are verified."""
@@ -50,9 +53,9 @@ class Entry:
     created: str
     size: int  # bytes, compressed
     key: dict[str, str]
-    producer: dict[str, str] = field(default_factory=dict)
-    measured: dict[str, Any] = field(default_factory=dict)
-    certificate: dict[str, Any] = field(default_factory=dict)
+    producer: Mapping[str, str] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    certificate: Mapping[str, Any] = field(default_factory=dict)
     signers: tuple[str, ...] = field(default=(), compare=False)  # ids of keys that are said to have signed it, where a store tells
 
     @classmethod
@@ -72,10 +75,11 @@ class Store(Protocol):
     def refs(self) -> Iterator[tuple[Ref, Digest]]:
         """Every ref and the manifest it leads to, in no particular order."""
 
-    def entries(self, *, about: Collection[str] = ()) -> Iterator[Entry]:
+    def entries(self, *, about: Collection[str] = (), within: Mapping[str, str] = EVERYTHING, newest: int | None = None) -> Iterator[Entry]:
         """What can be told of every artifact at once, in no particular order; one whose manifest cannot be read has an empty key.
 
-        With `about`, artifacts in whose key none of these texts occurs may be left out.
+        What nobody asks for may be left out, by stores to which that saves something: artifacts of which none of the values `about`
+        is in the key; those that have not all the parts `within`; all but the `newest` so many.
         """
 
     def resolve(self, ref: Ref) -> Digest | None:

@@ -155,7 +155,7 @@ def crossbuilt(row: Row, store: LocalStore, gpu: str) -> dict[str, Any]:
     allowed = tolerance(options.mode, dtype)
     return {
         "ok": worst <= allowed and not account["misses"],
-        "producer": row.entry.producer,
+        "producer": dict(row.entry.producer),
         "relative_l2": worst,
         "tolerance": allowed,
         "picture": compare(repainted, painted).to_json(),

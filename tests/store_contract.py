@@ -36,7 +36,9 @@ class ReadingContract:
         assert digest == Digest.of(manifest.encode())
         assert store.resolve(ref) == digest
         assert list(store.refs()) == [(ref, digest)]
-        assert list(store.entries()) == list(store.entries(about=["part"])) == [Entry.of(ref, digest, manifest)]
+        assert (
+            list(store.entries()) == list(store.entries(about=["x"], within={"part": "x"}, newest=1)) == [Entry.of(ref, digest, manifest)]
+        )
         assert read_manifest(store, digest) == manifest
         (layer,) = manifest.layers
         with store.open_blob(layer.digest) as blob:

@@ -1,6 +1,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ class NumberedStore(MemoryStore):
     def state(self) -> tuple[int, str]:
         return self.serial, str(sorted(self.refs()))
 
-    def entries(self, *, about: object = ()) -> Iterator[Entry]:
+    def entries(self, **_: Any) -> Iterator[Entry]:  # type: ignore[override]
         if self.away:
             raise Unreachable("memory: is away.")
         return super().entries()

@@ -41,10 +41,13 @@ def test_a_ref_that_moves_is_seen_although_its_name_stays(store: LocalStore, tmp
         assert list(store.entries()) == [Entry.of(ref, digest, manifest)]
 
 
-def test_about_leaves_out_artifacts_in_whose_key_nothing_of_it_occurs(store: LocalStore, tmp_path: Path) -> None:
+def test_what_nobody_asks_for_is_left_out(store: LocalStore, tmp_path: Path) -> None:
     for key in ("apple", "pear", "plum"):
         commit(store, tmp_path, key)
     assert {entry.key["part"] for entry in store.entries(about=["apple", "plum"])} == {"apple", "plum"}
+    assert {entry.key["part"] for entry in store.entries(about=["apple", "plum"], within={"part": "plum"})} == {"plum"}
+    assert list(store.entries(about=["cherry"])) == list(store.entries(within={"part": "cherry"})) == []
+    assert len(list(store.entries(newest=2))) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database at all, but longer than nothing", b"SQLite format 3\0" + bytes(4000)])

@@ -163,27 +163,19 @@ def test_the_four_verbs_carry_an_artifact_from_a_build_host_to_a_server(builder:
     assert verified["canary_error"] <= 1e-5
 
 
-def test_a_server_pulls_at_first_use_and_goes_on_without_the_hub(builder: Host, server: Host, pushed: str) -> None:
+def test_a_server_pulls_at_first_use_what_it_trusts_and_goes_on_without_the_hub(builder: Host, server: Host, pushed: str) -> None:
     LocalStore(server.home)
+    said, warned = serve(server, NEXFORT_GRAPH_CACHE=pushed)
+    assert (said["hits"], said["error"]) == (0, 0)
+    assert "AOT-E207" in warned
+    assert list((server.home / "v1" / "blobs").iterdir()) == []
     server.run("trust", "add", builder.key)
-    said, _ = serve(server, NEXFORT_GRAPH_CACHE=pushed)
+    said, _ = serve(server, NEXFORT_GRAPH_CACHE=f"{pushed}@{server.hub.head('acme/artifacts')}")
     assert said["hits"] == 1
     assert "pull" in said["seconds"]
     said, warned = serve(server, NEXFORT_GRAPH_CACHE=pushed, HF_HUB_OFFLINE="1")
     assert said["hits"] == 1
     assert "HF_HUB_OFFLINE" in warned
-    head = server.hub.head("acme/artifacts")
-    said, _ = serve(server, NEXFORT_GRAPH_CACHE=f"{pushed}@{head}")
-    assert said["hits"] == 1
-
-
-def test_what_nobody_trusts_is_not_loaded_and_the_server_serves_all_the_same(server: Host, pushed: str) -> None:
-    LocalStore(server.home)
-    said, warned = serve(server, NEXFORT_GRAPH_CACHE=pushed)
-    assert said["hits"] == 0
-    assert said["error"] == 0
-    assert "AOT-E207" in warned
-    assert list((server.home / "v1" / "blobs").iterdir()) == []
 
 
 def test_a_lock_pins_and_revoking_beats_it(builder: Host, server: Host, pushed: str, loads: Loads) -> None:
@@ -289,7 +281,7 @@ def damage(host: Host) -> None:
 
 @pytest.mark.parametrize("remedy", [("fsck", "--repair"), ("pull", "pixart-alpha", "--from", STORE, "--repair")])
 def test_damage_here_is_found_and_mended_from_where_it_was_pulled(
-    builder: Host, server: Host, pushed: str, remedy: tuple[str, ...]
+    builder: Host, server: Host, pushed: str, loads: Loads, remedy: tuple[str, ...]
 ) -> None:
     server.run("trust", "add", builder.key)
     server.run("pull", "pixart-alpha", "--from", pushed)
