@@ -1,7 +1,6 @@
 """Digest: the name of bytes."""
 
 import hashlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Self
@@ -9,7 +8,7 @@ from typing import BinaryIO, Self
 from cache_store.errors import Malformed
 
 CHUNK = 1 << 20  # bytes read at a time: large enough that hashing dominates, small enough to bound memory
-_HEX = re.compile(r"[0-9a-f]{64}")
+_HEX = "0123456789abcdef"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -19,7 +18,7 @@ class Digest:
     hex: str
 
     def __post_init__(self) -> None:
-        if not _HEX.fullmatch(self.hex):
+        if len(self.hex) != 64 or self.hex.strip(_HEX):
             raise Malformed(f"digest {self.hex!r} is not 64 lower-case hexadecimal digits.")
 
     def __str__(self) -> str:

@@ -236,7 +236,7 @@ def many(folder: Path, count: int) -> dict[str, Any]:
         "ls_ms": 1000 * min(timed(lambda: listing(store)) for _ in range(3)),
         "resolve_ms": 1000 * min(timed(lambda: candidates(store, modules=live, wish=wish)) for _ in range(3)),
         "resolve_nothing_ms": 1000 * min(timed(lambda: candidates(store, modules=stranger, wish=wish)) for _ in range(3)),
-        "index_mib": (store.root / "v1" / "index.sqlite").stat().st_size >> 20,
+        "index_mib": (store.root / "v1" / "index").stat().st_size >> 20,
     }
 
 

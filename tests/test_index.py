@@ -1,4 +1,4 @@
-import sqlite3
+import random
 from pathlib import Path
 
 import pytest
@@ -50,26 +50,25 @@ def test_what_nobody_asks_for_is_left_out(store: LocalStore, tmp_path: Path) -> 
     assert len(list(store.entries(newest=2))) == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"not a database at all, but longer than nothing", b"SQLite format 3\0" + bytes(4000)])
+@pytest.mark.parametrize("content", [b"", b"not an index at all, but longer than nothing", b"aot-index 1 00000000\n{}"])
 def test_a_damaged_index_is_made_anew(store: LocalStore, tmp_path: Path, content: bytes) -> None:
     commit(store, tmp_path, "x")
     assert found(store) == {"x"}
-    (store.root / "v1" / "index.sqlite").write_bytes(content)
+    (store.root / "v1" / "index").write_bytes(content)
     assert found(store) == found(store) == {"x"}
 
 
 def test_an_index_that_cannot_be_written_is_done_without(store: LocalStore, tmp_path: Path) -> None:
     commit(store, tmp_path, "x")
-    (store.root / "v1" / "index.sqlite").mkdir()
+    (store.root / "v1" / "index").mkdir()
     assert found(store) == {"x"}
 
 
 def test_an_index_of_another_version_is_made_anew(store: LocalStore, tmp_path: Path) -> None:
     commit(store, tmp_path, "x")
     assert found(store) == {"x"}
-    with sqlite3.connect(store.root / "v1" / "index.sqlite") as database:
-        database.execute("PRAGMA user_version = 99")
-        database.execute("DROP TABLE heads")
+    path = store.root / "v1" / "index"
+    path.write_bytes(path.read_bytes().replace(b"aot-index 1", b"aot-index 9"))
     assert found(store) == {"x"}
 
 
@@ -85,3 +84,16 @@ def test_an_artifact_whose_manifest_cannot_be_read_is_told_of_and_read_again_lat
     path.write_bytes(raw)
     store.commit(ref, raw, blobs)
     assert found(store) == {"x"}
+
+
+def test_a_turned_bit_anywhere_in_the_index_hides_nothing(store: LocalStore, tmp_path: Path) -> None:
+    for key in ("apple", "pear"):
+        commit(store, tmp_path, key)
+    assert found(store) == {"apple", "pear"}
+    path = store.root / "v1" / "index"
+    sound, chance = path.read_bytes(), random.Random(0)
+    inhabited = [place for place, byte in enumerate(sound) if byte]
+    for place in chance.sample(inhabited, 400):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ (1 << chance.randrange(8))]) + sound[place + 1 :])
+        assert {entry.key["part"] for entry in store.entries(within={"part": "apple"})} == {"apple"}
+        assert found(store) == {"apple", "pear"}
