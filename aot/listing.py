@@ -8,7 +8,7 @@ from typing import Any
 from aot.mode import Mode
 from cache_store.digest import Digest
 from cache_store.errors import Missing
-from cache_store.store import Entry, Ref, Store, read_manifest
+from cache_store.store import Entry, Ref, Store, read_listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def listing(store: Store) -> list[Row]:
     entries = list(store.entries())
     for entry in entries:
         if not entry.key:
-            read_manifest(store, entry.digest)
+            read_listed(store, entry)
     return sorted(map(Row, entries), key=lambda row: row.entry.created, reverse=True)
 
 

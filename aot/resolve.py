@@ -11,7 +11,7 @@ from aot.key import Key
 from aot.ledger import log
 from aot.target import Allow, Difference, Target, Weight
 from cache_store.errors import CodedError, Corrupt, Missing
-from cache_store.store import Entry, MendableStore, Store, read_manifest
+from cache_store.store import Entry, MendableStore, Store, read_listed
 
 _EXPLAINED = 100  # artifacts compared to explain a miss, the newest: a thousand reasons explain nothing
 
@@ -120,7 +120,7 @@ def _judged(
     found = []
     for entry in entries:
         try:
-            key = entry.key or read_manifest(store, entry.digest).key  # the second raises what is wrong with it
+            key = entry.key or read_listed(store, entry).key
         except (Corrupt, Missing) as error:
             set_aside(store, error)
         else:

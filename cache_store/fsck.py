@@ -11,7 +11,7 @@ from cache_store.errors import Corrupt, Missing
 from cache_store.layer import materialise, verify
 from cache_store.local import LocalStore
 from cache_store.manifest import Manifest
-from cache_store.store import Ref, Store, check_manifest, read_manifest
+from cache_store.store import Ref, Store, check_manifest, read_listed
 from cache_store.transfer import pull
 from cache_store.trust import Admitted
 
@@ -30,9 +30,10 @@ class Finding:
 
 def examine(store: Store) -> Iterator[Finding]:
     """Every ref, manifest, layer and file of the store, read to its last byte. Raises Unreachable, Denied."""
-    for ref, digest in list(store.refs()):
+    for entry in list(store.entries()):
+        ref, digest = entry.ref, entry.digest
         try:
-            manifest = read_manifest(store, digest)
+            manifest = read_listed(store, entry)
             if Ref.of(manifest) != ref:
                 raise Corrupt(f"it leads to an artifact of {Ref.of(manifest)}.", culprit=str(ref))
             check_layers(store, manifest)

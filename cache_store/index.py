@@ -25,6 +25,7 @@ from cache_store.written import write_whole
 _FILE = "index"
 _SETTLED = 2_000_000_000  # ns; file systems stamp times in steps of up to a clock tick, some of 2 s
 _VERSION = "aot-index 1"
+_NOTHING = "0" * 64  # the digest in a row whose ref holds none
 
 
 @dataclass(slots=True)
@@ -127,16 +128,15 @@ class Index:
     def _put(self, content: _Content, path: Path, stamp: str) -> None:
         name, key = path.parent.name, path.name
         content.rows.pop((name, key), None)
-        with suppress(Malformed, OSError):  # a stray file is not a ref
-            digest = Digest.parse((path.parent / Ref(name, Digest(key)).key.hex).read_text(errors="replace").rstrip("\n"))
-            try:
-                manifest = self._read(digest)
-            except CodedError:
-                told = "\t0\t"
-            else:
+        with suppress(Malformed, OSError):
+            Ref(name, Digest(key))  # a stray file is not a ref
+            hex, told = _NOTHING, "\t0\t"
+            with suppress(CodedError):  # who wants it will ask for it, and be told what is wrong
+                hex = Digest.parse(path.read_text(errors="replace").rstrip("\n")).hex
+                manifest = self._read(Digest(hex))
                 numbers = " ".join(str(content.number(part)) for part in manifest.key.items())
                 told = f"{manifest.created}\t{manifest.size}\t {numbers} "
-            content.rows[name, key] = f"{name}\t{key}\t{stamp}\t{digest.hex}\t{told}"
+            content.rows[name, key] = f"{name}\t{key}\t{stamp}\t{hex}\t{told}"
 
 
 class _Told(Mapping[str, Any]):

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 PULL_SECONDS = 600.0  # a whole pull, whatever it is made of
 LOAD_SECONDS = 60.0  # a whole load, once the bytes are here
-ASK_SECONDS = 60.0  # the questions to a remote store that come before a transfer
+ASK_SECONDS = 30.0  # the questions to a remote store that come before a transfer
 ATTEMPTS = 5
 FIRST_PAUSE = 0.5  # s; doubled each time, and taken at random between half and the whole: many clients must not come back at once
 

@@ -154,6 +154,12 @@ def read_entries(store: Store) -> Iterator[Entry]:
             yield Entry(ref, digest, created="", size=0, key={})
 
 
+def read_listed(store: Store, entry: Entry) -> Manifest:
+    """The manifest of a listed artifact. Raises, for one that the list could not read, what is wrong: Corrupt or Missing."""
+    digest = entry.digest if entry.key else store.resolve(entry.ref)
+    return read_manifest(store, digest or entry.digest)
+
+
 def missing_manifest(digest: Digest) -> Missing:
     return Missing(f"manifest {digest.short} is not in this store.", remedy="`aot ls` shows what is.")
 

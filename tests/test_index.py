@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from cache_store.errors import Missing
+from cache_store.errors import Corrupt, Missing
+from cache_store.fsck import examine
 from cache_store.local import LocalStore
-from cache_store.store import Entry
+from cache_store.store import Entry, read_listed
 from tests.artifacts import small
 
 
@@ -97,3 +98,19 @@ def test_a_turned_bit_anywhere_in_the_index_hides_nothing(store: LocalStore, tmp
         path.write_bytes(sound[:place] + bytes([sound[place] ^ (1 << chance.randrange(8))]) + sound[place + 1 :])
         assert {entry.key["part"] for entry in store.entries(within={"part": "apple"})} == {"apple"}
         assert found(store) == {"apple", "pear"}
+
+
+def test_a_damaged_ref_is_told_of_and_is_no_silent_miss(store: LocalStore, tmp_path: Path) -> None:
+    ref, manifest, blobs = small(tmp_path)
+    store.commit(ref, manifest.encode(), blobs)
+    path = store.root / "v1" / "refs" / ref.name / ref.key.hex
+    path.chmod(0o600)
+    path.write_bytes(b"\xff\x00 nothing that one could read")
+    (entry,) = store.entries()
+    assert entry.key == {}
+    with pytest.raises(Corrupt) as caught:
+        read_listed(store, entry)
+    assert caught.value.culprit == str(ref)
+    assert [finding.culprit for finding in examine(store)] == [str(ref)]
+    (path.parent / "stray").write_text("no ref")
+    assert len(list(store.entries())) == 1
