@@ -93,3 +93,15 @@ def test_the_gpu_checks_own_steps_run_on_an_artifact_for_this_cpu(
     assert check.found["flipped"]["refused"] == 20
     assert check.failed == ["fails"]
     assert "ZeroDivisionError" in (tmp_path / "found.json").read_text()
+
+
+def test_the_transport_benchmark_runs_and_tells_its_ratios(tmp_path: Path) -> None:
+    """Scaled down; what it measures is no test."""
+    script = _script("transport")
+    assert script.loading(tmp_path, 16)["packed_mib"] >= 4
+    assert script.refusing(tmp_path)["untrusted_ms"] > 0
+    assert script.many(tmp_path, 30)["artifacts"] == 30
+    pulled = script.pulling(tmp_path, 8)
+    assert pulled["curl_over_pull"] > 0
+    assert pulled["pull_peak_mib"] < 150
+    assert pulled["push_peak_mib"] < 150
