@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
@@ -123,6 +124,10 @@ class _Incoming:
     def __init__(self, layer: Layer, file: BinaryIO, told: Told) -> None:
         self._layer, self._file, self._told = layer, file, told
         self._state, self.size = hashlib.sha256(), 0
+        self._waiting: list[bytes] = []
+        # one worker: in order, and beside the network, for hashing leaves the interpreter to others
+        self._worker, self._hashing = ThreadPoolExecutor(1), Future[None]()
+        self._hashing.set_result(None)
         file.seek(0)
         for chunk in chunks(file):
             self._state.update(chunk)
@@ -146,13 +151,23 @@ class _Incoming:
         if self.size + len(chunk) > self._layer.size:
             raise Corrupt(f"blob {self._layer.digest.short} is longer than promised.", culprit=str(self._layer.digest))
         self._file.write(chunk)
-        self._file.flush()
-        self._state.update(chunk)
         self.size += len(chunk)
+        self._waiting.append(chunk)
+        if sum(map(len, self._waiting)) >= CHUNK:
+            self._hash()
         self._told(len(chunk))
+
+    def _hash(self) -> None:
+        self._hashing.result()  # at most one batch waits: memory stays bounded
+        batch, self._waiting = b"".join(self._waiting), []
+        self._hashing = self._worker.submit(self._state.update, batch)
 
     def check(self) -> None:
         """Raises Corrupt unless it is, byte for byte, what was promised."""
+        self._hash()
+        self._hashing.result()
+        self._worker.shutdown()
+        self._file.flush()
         if self.size != self._layer.size or self._state.hexdigest() != self._layer.digest.hex:
             raise Corrupt(f"blob {self._layer.digest.short}: sha256 mismatch.", culprit=str(self._layer.digest))
 
