@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from aot.mode import Mode
 from cache_store.digest import Digest
 from cache_store.errors import Missing
-from cache_store.store import Entry, Ref, Store, read_listed
+from cache_store.store import Entry, Ref, Store, read_listed, read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,12 @@ class Row:
             "measured": dict(self.entry.measured),
             "certificate": dict(self.entry.certificate),
         }
+
+
+def described(store: Store, row: Row) -> dict[str, Any]:
+    """A row as JSON, with the layers that only its manifest tells of. Raises Corrupt, Missing."""
+    layers = [{**asdict(layer), "digest": str(layer.digest)} for layer in read_manifest(store, row.digest).layers]
+    return {**row.to_json(), "layers": layers}
 
 
 def listing(store: Store) -> list[Row]:

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
 
@@ -64,7 +64,7 @@ class PublicKey:
     def verifies(self, signature: bytes, message: bytes) -> bool:
         try:
             Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, message)
-        except (InvalidSignature, ValueError):
+        except (InvalidSignature, UnsupportedAlgorithm, InternalError, ValueError):
             return False
         return True
 
@@ -79,7 +79,7 @@ class SigningKey:
             data = path.read_bytes()
         try:
             key = load_pem_private_key(data, password=None)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
             raise Malformed(f"signing key {path} cannot be read: {error}.", remedy="it is a PEM file without a password.") from error
         if not isinstance(key, Ed25519PrivateKey):
             raise Malformed(f"signing key {path} is not an ed25519 key.", remedy="openssl genpkey -algorithm ed25519")

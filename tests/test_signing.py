@@ -1,4 +1,5 @@
 import base64
+import contextlib
 import json
 from pathlib import Path
 
@@ -92,6 +93,15 @@ def test_a_key_file_that_is_a_link_or_no_key_is_refused(tmp_path: Path, key: Sig
     (tmp_path / "none.pem").chmod(0o600)
     with pytest.raises(Malformed, match="cannot be read"):
         SigningKey(tmp_path / "none.pem")
+
+
+def test_a_turned_bit_anywhere_in_a_key_file_is_told_or_another_key(tmp_path: Path, key: SigningKey) -> None:
+    sound = machine_key(tmp_path).read_bytes()
+    for place in range(len(sound)):
+        for bit in range(8):
+            machine_key(tmp_path).write_bytes(sound[:place] + bytes([sound[place] ^ (1 << bit)]) + sound[place + 1 :])
+            with contextlib.suppress(Malformed):
+                assert SigningKey.of_machine(tmp_path).public
 
 
 def test_one_other_byte_of_manifest_or_signature_is_nobodys(key: SigningKey) -> None:

@@ -10,13 +10,14 @@ from aot.cli.text import age, now, print_json, print_table, size
 
 def ls(json: Json = False) -> None:
     """List the artifacts of the local store, newest first."""
-    from aot.listing import listing
+    from aot.listing import described, listing
     from cache_store.local import LocalStore
     from cache_store.root import default_root
 
-    rows = listing(LocalStore(default_root(os.environ)))
+    store = LocalStore(default_root(os.environ))
+    rows = listing(store)
     if json:
-        print_json([row.to_json() for row in rows])
+        print_json([described(store, row) for row in rows])
         return
     print_table(
         ("recipe", "variant", "target", "mode", "shapes", "size", "age", "key", "digest"),

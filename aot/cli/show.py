@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,7 +24,7 @@ def show(
     Where several match, the newest is shown, and how the others' keys differ from its.
     """
     from aot.key import Key
-    from aot.listing import listing, pick
+    from aot.listing import described, listing, pick
     from cache_store.local import LocalStore
     from cache_store.root import default_root
     from cache_store.signing import claimed
@@ -35,9 +34,8 @@ def show(
     first, *others = pick(listing(store), artifact)
     manifest = read_manifest(store, first.digest)
     if json:
-        layers = [{**asdict(layer), "digest": str(layer.digest)} for layer in manifest.layers]
         signed = {"origins": sorted(store.origins(first.digest)), "signed_by": claimed(store.envelope(first.digest))}
-        print_json({**first.to_json(), "layers": layers, **signed, "others": [row.to_json() for row in others]})
+        print_json({**described(store, first), **signed, "others": [row.to_json() for row in others]})
         return
     _print(first, manifest)
     print("origin")
