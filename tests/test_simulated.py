@@ -31,7 +31,7 @@ from aot.target import Allow, Target
 from cache_store.layer import materialise
 from cache_store.local import LocalStore
 from recipes import RECIPES, find
-from tests.conftest import CROSS, H200, Artifact, cross_request, quiet, request_for
+from tests.conftest import CROSS, H200, OFTEN, Artifact, cross_request, quiet, request_for
 
 pytestmark = pytest.mark.skipif(bool(gpus_here()), reason="for machines without a GPU: builds here would be real")
 
@@ -126,7 +126,7 @@ def test_the_simulation_leaves_no_trace_in_the_process_also_when_the_build_fails
     assert torch.equal(compiled(torch.zeros(2)), torch.ones(2))
 
 
-@pytest.mark.parametrize(("gpu", "arch"), CROSS.items())
+@pytest.mark.parametrize(("gpu", "arch"), [pytest.param(*row, marks=() if row[0] in OFTEN else pytest.mark.slow) for row in CROSS.items()])
 def test_every_cubin_of_an_artifact_built_without_its_gpu_carries_its_architecture(
     crossbuilt: Callable[[str], Artifact], gpu: str, arch: str
 ) -> None:
