@@ -132,10 +132,12 @@ def test_ls_show_and_prune_tell_of_the_artifact(store: LocalStore) -> None:
     assert list((store.root / "v1" / "blobs").iterdir()) == []
 
 
-def test_ls_tells_of_a_damaged_manifest(store: LocalStore) -> None:
+def test_fsck_tells_of_a_damaged_manifest_and_ls_when_it_has_to_read_it(store: LocalStore) -> None:
     (path,) = (store.root / "v1" / "manifests").iterdir()
     path.chmod(0o600)
     path.write_bytes(path.read_bytes()[:-1])
+    assert run("fsck", home=store.root).returncode == 7
+    (store.root / "v1" / "index").unlink(missing_ok=True)
     done = run("ls", home=store.root)
     assert done.returncode == 7
     assert "AOT-E203" in done.stderr
