@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Self, cast
 
 from aot.errors import Crashed
 from cache_store.digest import Digest
+from cache_store.lock import lock_file
 from cache_store.patience import Deadline
 from cache_store.store import Store
 from cache_store.trust import Admitted, Policy
@@ -27,9 +28,14 @@ class Guard:
     policy: Policy
     home: Path
 
+    @classmethod
+    def of(cls, root: Path, environ: Mapping[str, str]) -> Self:
+        """That of the store at `root`, with the pins of the lock file. Raises Malformed, RootRefused, Unreachable."""
+        return cls(Policy.read(root, lock_file(environ)), root)
+
     def admit(self, store: Store, digest: Digest) -> Admitted:
         """The verified manifest, parsed only once it is trusted. Raises Untrusted, Crashed, Corrupt, Missing, Unreachable."""
-        admitted = self.policy.admit(store.manifest(digest), digest, envelope=store.envelope(digest), origins=store.origins(digest))
+        admitted = self.policy.admit_from(store, digest)
         if self.crashed(digest):
             raise Crashed(
                 f"artifact {digest.short} ended a process on this host while its code was entered; it is not entered again.",

@@ -8,7 +8,8 @@ from typing import Any
 from aot.mode import Mode
 from cache_store.digest import Digest
 from cache_store.errors import Missing
-from cache_store.store import Entry, Ref, Store, read_listed, read_manifest
+from cache_store.manifest import Manifest
+from cache_store.store import Entry, Ref, Store, read_listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,9 @@ class Row:
         }
 
 
-def described(store: Store, row: Row) -> dict[str, Any]:
-    """A row as JSON, with the layers that only its manifest tells of. Raises Corrupt, Missing."""
-    layers = [{**asdict(layer), "digest": str(layer.digest)} for layer in read_manifest(store, row.digest).layers]
+def described(row: Row, manifest: Manifest) -> dict[str, Any]:
+    """A row as JSON, with the layers that only its manifest tells of."""
+    layers = [{**asdict(layer), "digest": str(layer.digest)} for layer in manifest.layers]
     return {**row.to_json(), "layers": layers}
 
 

@@ -81,12 +81,13 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
     with ledger.timed("find"):
         fingerprints = {path: Fingerprint.of(module) for path, module in modules.items()}
         facts = {path: of_module(module, fingerprints[path], options) for path, module in modules.items()}
-        found = candidates(store, modules=facts, wish=of_wish(options, here), allow=wish.allow)
+        wished = of_wish(options, here)
+        found = candidates(store, modules=facts, wish=wished, allow=wish.allow)
     accepted = [candidate for candidate in found if isinstance(candidate.verdict, Accepted)]
     # without an artifact only what the mode names: the rest is the user's own affair, as it is under torch.compile
     settings = complete(options.process) if accepted else options.process
     release = claim(f"the {options.mode.title} compilation of {', '.join(modules)}", settings)
-    opening = Opening(store, modules, here, guard, ledger, partial(judge, modules=facts, wish=of_wish(options, here), allow=wish.allow))
+    opening = Opening(store, modules, here, guard, ledger, partial(judge, modules=facts, wish=wished, allow=wish.allow))
     for candidate in accepted:
         opening.open(candidate)
     # only artifacts that were built for this very model, mode and target can make its compilation warm

@@ -30,9 +30,7 @@ from aot.target import Allow, Target
 from cache_store.errors import CodedError
 from cache_store.local import LocalStore
 from cache_store.location import open_cached
-from cache_store.lock import lock_file
 from cache_store.root import default_root
-from cache_store.trust import Policy
 
 M = TypeVar("M", bound=nn.Module)
 P = TypeVar("P")
@@ -164,7 +162,7 @@ def _load(modules: dict[str, nn.Module], wanted: dict[str, nn.Module], location:
         root = default_root(os.environ)
         store = open_cached(str(root) if location == "1" else location, root)
         local = store if isinstance(store, LocalStore) else store.local
-        guard = Guard(Policy.read(local.root, lock_file(os.environ)), local.root)
+        guard = Guard.of(local.root, os.environ)
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # graphs are opened on the current one
             return attach(wanted, store, wish=wish, here=Target.detect(device.type), guard=guard, ledger=ledger)
     except Conflict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from aot.listing import Row
@@ -55,8 +55,3 @@ def _offer(row: Row, wanted: Wanted, machine: Callable[[Target], Target]) -> Off
     differences = tuple(built.check(machine(built), also=row.entry.key.get("also", "").split()))
     refused = [str(difference) for difference in differences if difference.refused(wanted.allow)]
     return Offer(row, differences, (*refused, *wanted.differs(row)))
-
-
-def allowed(words: Collection[tuple[Allow, bool]]) -> frozenset[Allow]:
-    """Those whose option was given."""
-    return frozenset(word for word, given in words if given)

@@ -77,10 +77,9 @@ class CachedStore:
     def bring(self, digest: Digest) -> None:
         """Pull the artifact of that manifest, read before, into the local store; what is there already is not sent for."""
         manifest, raw = self._seen[digest]
-        envelope = self.envelope(digest)
         if self.local.resolve(Ref.of(manifest)) == digest and all(self.local.blob_path(layer.digest) for layer in manifest.layers):
             return
-        pull(Admitted(digest, manifest, by="its reader"), raw, envelope, source=self.remote, local=self.local, told=self._told)
+        pull(Admitted(digest, manifest, by="its reader"), raw, self.envelope(digest), source=self.remote, local=self.local, told=self._told)
 
     def quarantine(self, culprit: str) -> None:
         self.local.quarantine(culprit)

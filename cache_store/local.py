@@ -27,7 +27,6 @@ class LocalStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._tree = open_root(root)
-
         self._index = Index(self._tree, lambda digest: read_manifest(self, digest))
 
     def __str__(self) -> str:
@@ -118,8 +117,8 @@ class LocalStore:
 
     def collect(self) -> int:
         with self._locked():
-            freed = self._sweep("manifests", lambda: {digest.hex for _, digest in self.refs()})
-            for directory in ("signatures", "origins"):
+            freed = 0
+            for directory in ("manifests", "signatures", "origins"):
                 freed += self._sweep(directory, lambda: {digest.hex for _, digest in self.refs()})
             freed += self._sweep("blobs", self._layers)
             freed += self._sweep("parts", self._receiving)

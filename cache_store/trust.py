@@ -14,6 +14,7 @@ from cache_store.lock import Lock
 from cache_store.manifest import MAX_MANIFEST, Manifest
 from cache_store.root import check_owned
 from cache_store.signing import PublicKey, SigningKey, claimed, machine_key, signers
+from cache_store.store import Store
 from cache_store.written import write_whole
 
 SCHEMA = 1
@@ -155,6 +156,10 @@ class Policy:
             raise Corrupt(f"manifest {digest.short}: {error.message}", culprit=str(digest)) from error
         by = "pinned in the lock file" if pinned else self._rule_met(manifest.name, digest, signed, origins)
         return Admitted(digest, manifest, by)
+
+    def admit_from(self, store: Store, digest: Digest) -> Admitted:
+        """What `store` holds under that digest. Raises as `admit` does, and Missing, Unreachable."""
+        return self.admit(store.manifest(digest), digest, envelope=store.envelope(digest), origins=store.origins(digest))
 
     def _rules(self) -> tuple[Rule, ...]:
         return (*self.trust.rules, Rule((self.machine,))) if self.machine else self.trust.rules

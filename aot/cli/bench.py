@@ -11,6 +11,7 @@ import typer
 
 from aot.choice import choice
 from aot.cli import request as asked
+from aot.cli.stores import local_store
 from aot.cli.text import print_json, print_table, progress, size
 from aot.device import is_here
 from aot.errors import BadInput, Unsupported
@@ -79,11 +80,9 @@ def bench(
     from aot.bench import bench as run_bench
     from aot.build import check_host
     from aot.report import page
-    from cache_store.local import LocalStore
-    from cache_store.root import default_root
 
     check_host(request, os.environ)
-    store = LocalStore(default_root(os.environ))
+    store = local_store()
     with progress() as show:
         ledger = run_bench(request, store, plan=plan, progress=show, environ=os.environ)
     if html:

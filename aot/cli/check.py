@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 
 from aot.cli.request import Json
-from aot.cli.stores import machine, open_guard
+from aot.cli.stores import allowed, local_store, machine, open_guard
 from aot.cli.text import print_json, print_table
 from aot.errors import Miss
 from aot.target import Allow, Difference, Target
@@ -28,16 +27,13 @@ def check(
 ) -> None:
     """Say whether an artifact would be loaded on this machine: each field that differs, and what that comes to."""
     from aot.listing import listing, pick
-    from cache_store.local import LocalStore
-    from cache_store.root import default_root
 
-    store = LocalStore(default_root(os.environ))
+    store = local_store()
     row, *_ = pick(listing(store), artifact)
     built = Target.of_parts(row.entry.key)
     here = machine(gpu, built)
-    allowed = [allow for allow, given in ((Allow.SKU, allow_other_sku), (Allow.TORCH, allow_other_torch)) if given]
     found = built.check(here, also=row.entry.key.get("also", "").split())
-    refused = [one for one in found if one.refused(allowed)]
+    refused = [one for one in found if one.refused(allowed(allow_other_sku, allow_other_torch))]
     error = None
     if gpu == "auto" and not refused and any(one.allow is Allow.TORCH for one in found):  # on another machine it is sent there
         from aot.canary import send

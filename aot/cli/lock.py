@@ -26,8 +26,7 @@ def lock(
 
     A pin is trust: these very bytes are loaded from then on, whoever signed them. Keep the file in version control.
     """
-    from aot.offer import Wanted, allowed
-    from aot.target import Allow
+    from aot.offer import Wanted
     from cache_store.errors import Corrupt
     from cache_store.lock import Lock, Pin, lock_file
     from cache_store.store import Ref, read_manifest
@@ -35,7 +34,7 @@ def lock(
     if not source:
         raise BadInput("lock needs --from STORE.", remedy="aot lock pixart-alpha --from hf://acme/artifacts")
     store = stores.open_remote(source)
-    wanted = Wanted(recipe, mode, variant, allowed([(Allow.SKU, allow_other_sku), (Allow.TORCH, allow_other_torch)]))
+    wanted = Wanted(recipe, mode, variant, stores.allowed(allow_other_sku, allow_other_torch))
     chosen = stores.choose(stores.ask(store, wanted, gpu), every=all)
     pins = []
     for offer in chosen if all else chosen[:1]:

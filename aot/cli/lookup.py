@@ -18,10 +18,9 @@ def lookup(
     json: Json = False,
 ) -> None:
     """Tell what a store has of a recipe, and whether there is one for my machine: one request, and nothing is downloaded."""
-    from aot.offer import Wanted, allowed
-    from aot.target import Allow
+    from aot.offer import Wanted
 
-    wanted = Wanted(recipe, mode, variant, allowed([(Allow.SKU, allow_other_sku), (Allow.TORCH, allow_other_torch)]))
+    wanted = Wanted(recipe, mode, variant, stores.allowed(allow_other_sku, allow_other_torch))
     found = stores.ask(stores.open_remote(store), wanted, gpu)
     if json:
         print_json([{**offer.row.to_json(), "loads": not offer.refused, "refused": list(offer.refused)} for offer in found])

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
-
 from aot.cli.request import Json
+from aot.cli.stores import local_store
 from aot.cli.text import age, now, print_json, print_table, size
 
 
 def ls(json: Json = False) -> None:
     """List the artifacts of the local store, newest first."""
     from aot.listing import described, listing
-    from cache_store.local import LocalStore
-    from cache_store.root import default_root
+    from cache_store.store import read_manifest
 
-    store = LocalStore(default_root(os.environ))
+    store = local_store()
     rows = listing(store)
     if json:
-        print_json([described(store, row) for row in rows])
+        print_json([described(row, read_manifest(store, row.digest)) for row in rows])
         return
     print_table(
         ("recipe", "variant", "target", "mode", "shapes", "size", "age", "key", "digest"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from datetime import timedelta
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from aot.cli.request import Json
+from aot.cli.stores import local_store
 from aot.cli.text import now, print_json, size
 from aot.errors import BadInput
 
@@ -24,12 +24,10 @@ def prune(
     """Remove artifacts from the local store, and every byte that no artifact needs."""
     if bool(older_than) == all:
         raise BadInput("prune needs either --older-than or --all.", remedy="for example `aot prune --older-than 30d`.")
-    from cache_store.local import LocalStore
     from cache_store.prune import prune as prune_store
-    from cache_store.root import default_root
 
     age = _age(older_than) if older_than else timedelta.min
-    pruned = prune_store(LocalStore(default_root(os.environ)), now=now(), older_than=age)
+    pruned = prune_store(local_store(), now=now(), older_than=age)
     if json:
         print_json({"removed": list(map(str, pruned.refs)), "freed": pruned.freed})
         return

@@ -49,10 +49,9 @@ def pull(
     if not recipe:
         taken = _pull_pins(local, guard, gpu)
     else:
-        from aot.offer import Wanted, allowed
-        from aot.target import Allow
+        from aot.offer import Wanted
 
-        wanted = Wanted(recipe, mode, variant, allowed([(Allow.SKU, allow_other_sku), (Allow.TORCH, allow_other_torch)]))
+        wanted = Wanted(recipe, mode, variant, stores.allowed(allow_other_sku, allow_other_torch))
         store = stores.open_remote(source)
         offered = stores.choose(stores.ask(store, wanted, gpu), every=all)
         taken = _take(store, [offer.row.digest for offer in offered], local, guard, every=all)

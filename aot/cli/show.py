@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aot.cli.request import Json
+from aot.cli.stores import local_store
 from aot.cli.text import age, found_cubins, now, print_json, size
 
 if TYPE_CHECKING:
@@ -25,24 +25,23 @@ def show(
     """
     from aot.key import Key
     from aot.listing import described, listing, pick
-    from cache_store.local import LocalStore
-    from cache_store.root import default_root
     from cache_store.signing import claimed
     from cache_store.store import read_manifest
 
-    store = LocalStore(default_root(os.environ))
+    store = local_store()
     first, *others = pick(listing(store), artifact)
     manifest = read_manifest(store, first.digest)
+    origins, signers = sorted(store.origins(first.digest)), claimed(store.envelope(first.digest))
     if json:
-        signed = {"origins": sorted(store.origins(first.digest)), "signed_by": claimed(store.envelope(first.digest))}
-        print_json({**described(store, first), **signed, "others": [row.to_json() for row in others]})
+        signed = {"origins": origins, "signed_by": signers}
+        print_json({**described(first, manifest), **signed, "others": [row.to_json() for row in others]})
         return
     _print(first, manifest)
     print("origin")
-    for origin in sorted(store.origins(first.digest)):
+    for origin in origins:
         print(f"  {origin}")
     print("signed by keys (`aot verify` says whose)")
-    for id in claimed(store.envelope(first.digest)):
+    for id in signers:
         print(f"  {id}")
     for row in others:
         print(f"\nalso {row.ref.name}@{row.ref.key.short} digest {row.digest.short}, which differs in")

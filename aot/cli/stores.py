@@ -14,7 +14,7 @@ from aot.sku import CPU
 if TYPE_CHECKING:
     from aot.guard import Guard
     from aot.offer import Offer, Wanted
-    from aot.target import Target
+    from aot.target import Allow, Target
     from cache_store.local import LocalStore
     from cache_store.store import PrunableStore
 
@@ -58,10 +58,15 @@ def open_remote(location: str) -> PrunableStore:
 def open_guard(store: LocalStore) -> Guard:
     """The policy of that store's root, with the pins of the lock file."""
     from aot.guard import Guard
-    from cache_store.lock import lock_file
-    from cache_store.trust import Policy
 
-    return Guard(Policy.read(store.root, lock_file(os.environ)), store.root)
+    return Guard.of(store.root, os.environ)
+
+
+def allowed(other_sku: bool, other_torch: bool) -> frozenset[Allow]:
+    """The differences between machines whose option was given."""
+    from aot.target import Allow
+
+    return frozenset(allow for allow, given in ((Allow.SKU, other_sku), (Allow.TORCH, other_torch)) if given)
 
 
 def machine(gpu: str, built: Target) -> Target:
