@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from aot.book import FILE, Book
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Corrupt, Malformed, named
+from aot.cache_store.layer import materialise, verify
+from aot.cache_store.manifest import Layer, Manifest
+from aot.cache_store.patience import LOAD_SECONDS, Deadline
+from aot.cache_store.store import Store
+from aot.cache_store.trust import Admitted
 from aot.cudagraph import CudaRecorder
 from aot.guard import Guard, open_timed
 from aot.ledger import Ledger
 from aot.mode import Mode
 from aot.runner import Graph
-from cache_store.digest import Digest
-from cache_store.errors import Corrupt, Malformed, named
-from cache_store.layer import materialise, verify
-from cache_store.manifest import Layer, Manifest
-from cache_store.patience import LOAD_SECONDS, Deadline
-from cache_store.store import Store
-from cache_store.trust import Admitted
 
 GRAPH, CACHE = "graph", "cache"  # the kinds of layer
 

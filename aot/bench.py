@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from aot.build import Progress, build, fresh, wait_for
+from aot.cache_store.local import LocalStore
 from aot.environment import GRAPH_CACHE, INDUCTOR_DIRECTORY
 from aot.measurement import Measurement, Way
 from aot.process import Event, Process
 from aot.request import Request
 from aot.target import Target
-from cache_store.local import LocalStore
 
 
 @dataclass(slots=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from aot.cache_store.canonical import decode, encode
+from aot.cache_store.digest import Digest
 from aot.dynamic import DynamicRange
 from aot.fingerprint import Fingerprint
 from aot.signature import Form, Signature, TensorSpec, form_from_json, form_to_json
-from cache_store.canonical import decode, encode
-from cache_store.digest import Digest
 
 FILE = "book.json"
 

@@ -13,6 +13,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from aot.artifact import CACHE, GRAPH
+from aot.cache_store.digest import Digest
+from aot.cache_store.layer import pack
+from aot.cache_store.local import LocalStore
+from aot.cache_store.manifest import FileEntry, Layer, Manifest
+from aot.cache_store.signing import SigningKey, merge
+from aot.cache_store.store import Ref
 from aot.environment import INDUCTOR_DIRECTORY, SIGNING_KEY
 from aot.errors import BuildFailed
 from aot.isolated import Interpreter
@@ -23,12 +29,6 @@ from aot.sku import CPU
 from aot.target import Target
 from aot.toolchain import find_compiler, strip, write_compiler
 from aot.toolkit import find_toolkit, toolkit_environment
-from cache_store.digest import Digest
-from cache_store.layer import pack
-from cache_store.local import LocalStore
-from cache_store.manifest import FileEntry, Layer, Manifest
-from cache_store.signing import SigningKey, merge
-from cache_store.store import Ref
 
 # Inductor's own bookkeeping of one machine, worthless elsewhere: lock files, and C++ headers it precompiled for itself
 _NOT_SHIPPED = ("locks", "precompiled_headers", "tmp")

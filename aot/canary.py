@@ -12,6 +12,12 @@ from typing import Any
 from aot.artifact import GRAPH, run_directory, unpack
 from aot.book import FILE as BOOK
 from aot.book import Book
+from aot.cache_store.canonical import encode
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import CodedError, Malformed
+from aot.cache_store.manifest import Manifest
+from aot.cache_store.store import Store
+from aot.cache_store.trust import Admitted
 from aot.certificate import tolerance
 from aot.device import choose_ordinal, current_ordinal
 from aot.errors import LoadFailed
@@ -23,12 +29,6 @@ from aot.process import Parent, Process
 from aot.runner import Graph
 from aot.settings import claim
 from aot.target import Target
-from cache_store.canonical import encode
-from cache_store.digest import Digest
-from cache_store.errors import CodedError, Malformed
-from cache_store.manifest import Manifest
-from cache_store.store import Store
-from cache_store.trust import Admitted
 
 _REMEDY = "build it for this torch: `aot build --torch`."
 SECONDS = 600  # after which a canary is taken for dead: a model of the largest kind takes one, on a CPU
@@ -98,7 +98,7 @@ def _sing(directory: Path, manifest: Manifest, here: Target, environ: Mapping[st
     settings = {name.removeprefix("process."): value == "true" for name, value in manifest.key.items() if name.startswith("process.")}
     message = {"directory": str(directory), "device": here.device, "ordinal": current_ordinal(here.device), "settings": settings}
     try:
-        with Process("canary", message, log=log, environ={**environ, "PYTHONSAFEPATH": "1"}, seconds=SECONDS) as child:
+        with Process("canary", message, log=log, environ=environ, seconds=SECONDS) as child:
             for event in child.events():
                 if event["event"] == "done":
                     return float(event["error"])

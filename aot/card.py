@@ -7,8 +7,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from aot.cache_store.store import Entry
 from aot.listing import Row
-from cache_store.store import Entry
 
 _WARNING = """> **Loading an artifact runs its author's code.** These files hold shared libraries that are mapped into your process, and
 > sources, pickles and libraries that `torch.compile` runs when it falls back. Trust the key of whoever signed them, or pin

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
 
+from aot.cache_store.canonical import encode
+from aot.cache_store.digest import Digest
 from aot.errors import Unsupported
 from aot.recipe import Bucket
 from aot.shape import Shape
 from aot.signature import Form, Signature, TensorSpec, form_from_json, form_to_json
-from cache_store.canonical import encode
-from cache_store.digest import Digest
 
 Size: TypeAlias = tuple[int, int]  # height and width in units: a bucket's divisor is 1
 

@@ -1,6 +1,6 @@
 """What can go wrong with models and GPUs, and what each costs: the one table from error to exit code."""
 
-from cache_store.errors import (
+from aot.cache_store.errors import (
     CodedError,
     Corrupt,
     Denied,

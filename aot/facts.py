@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from aot.cache_store.canonical import encode
+from aot.cache_store.digest import Digest
 from aot.fingerprint import Fingerprint
 from aot.options import Options
 from aot.settings import complete
 from aot.target import Target
 from aot.weights import LiveWeights
-from cache_store.canonical import encode
-from cache_store.digest import Digest
 
 
 def of_module(module: nn.Module, fingerprint: Fingerprint, options: Options) -> dict[str, str]:

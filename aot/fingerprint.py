@@ -13,9 +13,9 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from aot.cache_store.canonical import encode
+from aot.cache_store.digest import Digest
 from aot.signature import TensorSpec
-from cache_store.canonical import encode
-from cache_store.digest import Digest
 
 _NOTES = ("lora_scale",)  # what fuse_lora() leaves behind to undo itself by; no forward reads it
 _BAKED = (bool, int, float, str, type(None), torch.dtype)

@@ -13,9 +13,9 @@ from typing import Any, Self
 import torch
 
 from aot.book import Book
+from aot.cache_store.canonical import decode, encode
 from aot.cudagraph import Run
 from aot.signature import TensorSpec
-from cache_store.canonical import decode, encode
 
 FILE = "golden.json"
 _PERIOD = 8191  # a prime: no width of a layer divides it, so no two rows of a weight are alike

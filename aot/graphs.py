@@ -17,6 +17,7 @@ from unittest import mock
 import torch
 
 from aot.book import FILE, Book, GraphEntry, Kind
+from aot.cache_store.digest import Digest
 from aot.capture import Call, in_dtype
 from aot.certificate import check, compare, tolerance
 from aot.cubin import architectures
@@ -40,7 +41,6 @@ from aot.signature import Form, TensorSpec
 from aot.sku import CPU
 from aot.target import Target
 from aot.weights import LiveWeights
-from cache_store.digest import Digest
 
 Measured: TypeAlias = dict[str, Any]
 

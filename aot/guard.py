@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self, cast
 
+from aot.cache_store.digest import Digest
+from aot.cache_store.lock import lock_file
+from aot.cache_store.patience import Deadline
+from aot.cache_store.store import Store
+from aot.cache_store.trust import Admitted, Policy
 from aot.errors import Crashed
-from cache_store.digest import Digest
-from cache_store.lock import lock_file
-from cache_store.patience import Deadline
-from cache_store.store import Store
-from cache_store.trust import Admitted, Policy
 
 
 @dataclass(frozen=True, slots=True)

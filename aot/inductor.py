@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from aot.cache_store.errors import CodedError
 from aot.choice import choice
 from aot.dynamic import DynamicRange, Extent
 from aot.errors import BuildFailed, Unsupported
@@ -23,7 +24,6 @@ from aot.mode import Setting
 from aot.options import Options
 from aot.signature import Form, Signature, flatten
 from aot.weights import LiveWeights
-from cache_store.errors import CodedError
 
 
 class _Returned:

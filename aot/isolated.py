@@ -16,12 +16,12 @@ from filelock import FileLock
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
+from aot.cache_store.errors import StoreFull
+from aot.cache_store.root import open_root
 from aot.errors import BadEnvironment, BadInput
 from aot.target import TORCH_BELOW, TORCH_MIN, constant
-from cache_store.errors import StoreFull
-from cache_store.root import open_root
 
-OURS = ("aot", "cache_store", "recipes")
+OURS = "aot"
 _PINNED = ("diffusers", "transformers")  # as here: what is traced, and so the key, is then the same
 _NEEDED = 8 * 2**30  # bytes: torch with its CUDA libraries takes 5 to 7 GB
 
@@ -60,9 +60,7 @@ def interpreter(torch: str, root: Path, *, progress: Callable[[str], None], envi
             _make(home, wanted, torch=torch, uv=_uv(environ), environ=environ)
         packages = str(next(home.glob("lib/python3*/site-packages")))
         own = _link(home / "own")
-    return Interpreter(
-        str(home / "bin" / "python"), (packages,), (("PYTHONPATH", str(own)), ("PYTHONSAFEPATH", "1"), ("VIRTUAL_ENV", str(home)))
-    )
+    return Interpreter(str(home / "bin" / "python"), (packages,), (("PYTHONPATH", str(own)), ("VIRTUAL_ENV", str(home))))
 
 
 def _version(text: str) -> str:
@@ -77,7 +75,7 @@ def _version(text: str) -> str:
 
 def _requirements(torch: str) -> list[str]:
     """What our own package requires, with this torch and the model libraries of here."""
-    found = [Requirement(text) for text in requires("aot") or ()]
+    found = [Requirement(text) for text in requires(OURS) or ()]
     plain = sorted(str(one) for one in found if not one.marker and one.name not in ("torch", *_PINNED))
     return [f"torch=={torch}", *(f"{name}=={version(name)}" for name in _PINNED), *plain]
 
@@ -131,17 +129,14 @@ def _uv(environ: Mapping[str, str]) -> str:
 
 
 def _link(folder: Path) -> Path:
-    """Our own packages, as they are here, in a folder by themselves: nothing else of this environment must be seen there."""
+    """Our own package, as it is here, in a folder by itself: nothing else of this environment must be seen there."""
     folder.mkdir(exist_ok=True)
-    for name in OURS:
-        spec = find_spec(name)
-        source = Path(spec.origin).parent if spec and spec.origin else None
-        if source is None:
-            raise BadEnvironment(
-                f"our own package {name} has no folder that another environment could use.", remedy="install aot unzipped."
-            )
-        link = folder / name
-        if not (link.is_symlink() and link.resolve() == source.resolve()):
-            link.unlink(missing_ok=True)
-            link.symlink_to(source.resolve(), target_is_directory=True)
+    spec = find_spec(OURS)
+    source = Path(spec.origin).parent if spec and spec.origin else None
+    if source is None:
+        raise BadEnvironment(f"our own package {OURS} has no folder that another environment could use.", remedy="install aot unzipped.")
+    link = folder / OURS
+    if not (link.is_symlink() and link.resolve() == source.resolve()):
+        link.unlink(missing_ok=True)
+        link.symlink_to(source.resolve(), target_is_directory=True)
     return folder

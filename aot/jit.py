@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 from aot.artifact import CACHE, unpack
+from aot.cache_store.errors import CodedError
+from aot.cache_store.store import Store
+from aot.cache_store.trust import Admitted
 from aot.environment import INDUCTOR_DIRECTORY
 from aot.errors import BuildFailed
 from aot.inductor import jit
 from aot.ledger import Ledger, log
 from aot.options import Options
 from aot.resolve import set_aside
-from cache_store.errors import CodedError
-from cache_store.store import Store
-from cache_store.trust import Admitted
 
 
 @dataclass(slots=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from cache_store.canonical import encode
-from cache_store.digest import Digest
+from aot.cache_store.canonical import encode
+from aot.cache_store.digest import Digest
 
 # parts that only a build knows: a running process cannot say which calls somebody asked for, nor need it
 ONLY_ASKED = ("recipe", "variant", "shapes", "batch", "guidance", "frames", "dynamic", "scope", "layers", "tuning", "also", "signatures/")

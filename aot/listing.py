@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Missing
+from aot.cache_store.manifest import Manifest
+from aot.cache_store.store import Entry, Ref, Store, read_listed
 from aot.mode import Mode
-from cache_store.digest import Digest
-from cache_store.errors import Missing
-from cache_store.manifest import Manifest
-from cache_store.store import Entry, Ref, Store, read_listed
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,10 @@ from torch import nn
 
 from aot.artifact import open_graphs, read_book
 from aot.book import Book, Kind
+from aot.cache_store.cached import CachedStore
+from aot.cache_store.errors import CodedError
+from aot.cache_store.store import Store
+from aot.cache_store.trust import Admitted
 from aot.canary import send
 from aot.dispatch import Dispatcher, OnMiss, ServedBy, ShapeBook
 from aot.errors import Miss
@@ -25,10 +29,6 @@ from aot.resolve import Accepted, Candidate, Rejected, candidates, judge, neares
 from aot.runner import Graph
 from aot.settings import claim, complete
 from aot.target import Allow, Target
-from cache_store.cached import CachedStore
-from cache_store.errors import CodedError
-from cache_store.store import Store
-from cache_store.trust import Admitted
 
 
 @dataclass(frozen=True, slots=True)

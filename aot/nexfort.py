@@ -11,6 +11,10 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import nn
 
+from aot.cache_store.errors import CodedError
+from aot.cache_store.local import LocalStore
+from aot.cache_store.location import open_cached
+from aot.cache_store.root import default_root
 from aot.capture import component
 from aot.choice import choice
 from aot.dispatch import OnMiss
@@ -27,10 +31,6 @@ from aot.memory_format import to_channels_last
 from aot.options import Options
 from aot.settings import claim
 from aot.target import Allow, Target
-from cache_store.errors import CodedError
-from cache_store.local import LocalStore
-from cache_store.location import open_cached
-from cache_store.root import default_root
 
 M = TypeVar("M", bound=nn.Module)
 P = TypeVar("P")

@@ -11,8 +11,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
+from aot.cache_store.errors import CodedError
 from aot.errors import BuildFailed
-from cache_store.errors import CodedError
 
 T = TypeVar("T")
 

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from aot.cache_store.canonical import encode
+from aot.cache_store.digest import Digest
 from aot.capture import Call, block_paths, component, recording
 from aot.device import Device
 from aot.dynamic import DynamicRange, Size, corners, fit, probes
@@ -24,8 +26,6 @@ from aot.request import Request
 from aot.shape import Shape
 from aot.signature import Signature
 from aot.target import Target
-from cache_store.canonical import encode
-from cache_store.digest import Digest
 
 SEED = 0
 

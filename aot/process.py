@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
+from aot.cache_store.errors import CodedError
 from aot.errors import EXIT_CODES, BuildFailed
-from cache_store.errors import CodedError
 
 ENTRY = "aot.cli.task"
 
@@ -40,7 +40,7 @@ class Process:
         try:
             with open(log, "ab") as output:
                 self._child = subprocess.Popen(
-                    [python, "-m", ENTRY, task, str(writing)],
+                    [python, "-P", "-m", ENTRY, task, str(writing)],  # -P: a folder that is called as a package of ours is none
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=output,

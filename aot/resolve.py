@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias
 
+from aot.cache_store.errors import CodedError, Corrupt, Missing
+from aot.cache_store.store import Entry, MendableStore, Store, read_listed
 from aot.key import Key
 from aot.ledger import log
 from aot.target import Allow, Difference, Target, Weight
-from cache_store.errors import CodedError, Corrupt, Missing
-from cache_store.store import Entry, MendableStore, Store, read_listed
 
 _EXPLAINED = 100  # artifacts compared to explain a miss, the newest: a thousand reasons explain nothing
 

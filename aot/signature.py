@@ -10,9 +10,9 @@ from typing import Any, Self, TypeAlias
 
 import torch
 
+from aot.cache_store.canonical import encode
+from aot.cache_store.digest import Digest
 from aot.errors import Unsupported
-from cache_store.canonical import encode
-from cache_store.digest import Digest
 
 Form: TypeAlias = tuple[Any, ...]  # hashable: ("tensor",) | ("value", type, v) | ("tuple" | "list", …) | ("dict", …) | ("output", class, …)
 

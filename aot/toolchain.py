@@ -10,11 +10,11 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
+from aot.cache_store.digest import Digest
 from aot.environment import INDUCTOR_DIRECTORY
 from aot.errors import BadEnvironment
 from aot.sku import CPU
 from aot.target import cpu_here
-from cache_store.digest import Digest
 
 # GCC stops inlining when a translation unit grows too much. AOTInductor puts all kernels of a graph into one, and the
 # innermost functions (a group norm's Welford step) then stay calls: PixArt's VAE decoder took 1.3 times as long as the same

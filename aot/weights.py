@@ -9,9 +9,9 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from aot.cache_store.canonical import encode
+from aot.cache_store.digest import Digest
 from aot.signature import TensorSpec
-from cache_store.canonical import encode
-from cache_store.digest import Digest
 
 
 class LiveWeights:

@@ -5,15 +5,15 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import BinaryIO
 
-from cache_store.digest import Digest
-from cache_store.errors import Missing, RolledBack, Unreachable
-from cache_store.history import check_history
-from cache_store.local import LocalStore
-from cache_store.manifest import Manifest
-from cache_store.progress import Told, silent
-from cache_store.store import EVERYTHING, Entry, Ref, Store, check_manifest, missing_blob
-from cache_store.transfer import pull
-from cache_store.trust import Admitted
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Missing, RolledBack, Unreachable
+from aot.cache_store.history import check_history
+from aot.cache_store.local import LocalStore
+from aot.cache_store.manifest import Manifest
+from aot.cache_store.progress import Told, silent
+from aot.cache_store.store import EVERYTHING, Entry, Ref, Store, check_manifest, missing_blob
+from aot.cache_store.transfer import pull
+from aot.cache_store.trust import Admitted
 
 log = logging.getLogger("aot")
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from cache_store.errors import Malformed
+from aot.cache_store.errors import Malformed
 
 MAX_DEPTH = 16
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Self
 
-from cache_store.errors import Malformed
+from aot.cache_store.errors import Malformed
 
 CHUNK = 1 << 20  # bytes read at a time: large enough that hashing dominates, small enough to bound memory
 _HEX = "0123456789abcdef"

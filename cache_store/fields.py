@@ -2,7 +2,7 @@
 
 from typing import Any, TypeVar
 
-from cache_store.errors import Malformed
+from aot.cache_store.errors import Malformed
 
 T = TypeVar("T")
 

@@ -8,12 +8,12 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.utils import infer_storage_options
 
-from cache_store.digest import CHUNK, Digest, chunks
-from cache_store.errors import CodedError, Corrupt, Denied, Malformed, Missing, Unreachable, full
-from cache_store.manifest import MAX_MANIFEST, Manifest
-from cache_store.progress import Told, silent
-from cache_store.signing import MAX_ENVELOPE, merge
-from cache_store.store import EVERYTHING, Entry, Ref, check_manifest, leading_to, missing_blob, missing_manifest, read_manifest
+from aot.cache_store.digest import CHUNK, Digest, chunks
+from aot.cache_store.errors import CodedError, Corrupt, Denied, Malformed, Missing, Unreachable, full
+from aot.cache_store.manifest import MAX_MANIFEST, Manifest
+from aot.cache_store.progress import Told, silent
+from aot.cache_store.signing import MAX_ENVELOPE, merge
+from aot.cache_store.store import EVERYTHING, Entry, Ref, check_manifest, leading_to, missing_blob, missing_manifest, read_manifest
 
 # where a file needs its folder to be made first; elsewhere that may make a bucket, which nobody asked for
 _WITH_FOLDERS = {"file", "local", "sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs"}

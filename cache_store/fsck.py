@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache_store.digest import Digest
-from cache_store.errors import Corrupt, Missing
-from cache_store.layer import materialise, verify
-from cache_store.local import LocalStore
-from cache_store.manifest import Manifest
-from cache_store.store import Ref, Store, check_manifest, read_listed
-from cache_store.transfer import pull
-from cache_store.trust import Admitted
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Corrupt, Missing
+from aot.cache_store.layer import materialise, verify
+from aot.cache_store.local import LocalStore
+from aot.cache_store.manifest import Manifest
+from aot.cache_store.store import Ref, Store, check_manifest, read_listed
+from aot.cache_store.transfer import pull
+from aot.cache_store.trust import Admitted
 
 
 @dataclass(frozen=True, slots=True)

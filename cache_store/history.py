@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from cache_store.canonical import encode
-from cache_store.digest import Digest
-from cache_store.errors import RolledBack
-from cache_store.local import LocalStore
-from cache_store.store import Store
-from cache_store.written import write_whole
+from aot.cache_store.canonical import encode
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import RolledBack
+from aot.cache_store.local import LocalStore
+from aot.cache_store.store import Store
+from aot.cache_store.written import write_whole
 
 
 @runtime_checkable

@@ -9,16 +9,16 @@ from typing import BinaryIO, TypeAlias, cast
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
 
-from cache_store.digest import Digest
-from cache_store.errors import Busy, Corrupt, Denied, Malformed, Missing, StoreFull, Unreachable
-from cache_store.hub_errors import TIMEOUT, hub_errors
-from cache_store.hub_reader import COMMIT, HubReader
-from cache_store.listed import MAX_LIST, Listed
-from cache_store.manifest import MAX_MANIFEST, Manifest
-from cache_store.patience import ATTEMPTS, Deadline, pause
-from cache_store.progress import Told, silent
-from cache_store.signing import MAX_ENVELOPE, claimed, merge
-from cache_store.store import EVERYTHING, Entry, Ref, check_manifest, leading_to, missing_blob, missing_manifest
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Busy, Corrupt, Denied, Malformed, Missing, StoreFull, Unreachable
+from aot.cache_store.hub_errors import TIMEOUT, hub_errors
+from aot.cache_store.hub_reader import COMMIT, HubReader
+from aot.cache_store.listed import MAX_LIST, Listed
+from aot.cache_store.manifest import MAX_MANIFEST, Manifest
+from aot.cache_store.patience import ATTEMPTS, Deadline, pause
+from aot.cache_store.progress import Told, silent
+from aot.cache_store.signing import MAX_ENVELOPE, claimed, merge
+from aot.cache_store.store import EVERYTHING, Entry, Ref, check_manifest, leading_to, missing_blob, missing_manifest
 
 Card: TypeAlias = Callable[[Collection[Entry]], str]  # README.md of the repository, from what it holds
 _Operation: TypeAlias = CommitOperationAdd | CommitOperationDelete

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
-from cache_store.errors import Busy, Denied, Malformed, Missing, StoreError, StoreFull, Unreachable
+from aot.cache_store.errors import Busy, Denied, Malformed, Missing, StoreError, StoreFull, Unreachable
 
 TIMEOUT = 15.0  # s to connect, and between any two bytes: a server that says nothing for longer is not there
 _LOGIN = "`hf auth login`, or set HF_TOKEN to a token that may read it (and write, to push)."

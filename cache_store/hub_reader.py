@@ -14,10 +14,10 @@ from urllib.parse import urljoin, urlsplit
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, get_session
 
-from cache_store.digest import CHUNK
-from cache_store.errors import Unreachable
-from cache_store.hub_errors import TIMEOUT, NoSuchFile, hub_errors, refusal
-from cache_store.patience import ASK_SECONDS, Deadline, retried
+from aot.cache_store.digest import CHUNK
+from aot.cache_store.errors import Unreachable
+from aot.cache_store.hub_errors import TIMEOUT, NoSuchFile, hub_errors, refusal
+from aot.cache_store.patience import ASK_SECONDS, Deadline, retried
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _REDIRECTS = 5

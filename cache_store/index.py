@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Self
 from zlib import crc32
 
-from cache_store.digest import Digest
-from cache_store.errors import CodedError, Malformed
-from cache_store.manifest import Manifest
-from cache_store.store import Entry, Ref
-from cache_store.written import write_whole
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import CodedError, Malformed
+from aot.cache_store.manifest import Manifest
+from aot.cache_store.store import Entry, Ref
+from aot.cache_store.written import write_whole
 
 _FILE = "index"
 _SETTLED = 2_000_000_000  # ns; file systems stamp times in steps of up to a clock tick, some of 2 s

@@ -9,9 +9,9 @@ from typing import BinaryIO, cast
 
 import zstandard
 
-from cache_store.digest import CHUNK, Digest, chunks
-from cache_store.errors import Corrupt, named
-from cache_store.manifest import FileEntry, Layer
+from aot.cache_store.digest import CHUNK, Digest, chunks
+from aot.cache_store.errors import Corrupt, named
+from aot.cache_store.manifest import FileEntry, Layer
 
 LEVEL = 19  # built once, downloaded and kept many times; decompression speed does not depend on it
 MAX_WINDOW = 1 << 27  # bytes; the largest window that level 19 uses is 8 MiB, the standard's limit for decoders 128

@@ -4,11 +4,11 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from cache_store.canonical import decode, encode
-from cache_store.digest import Digest
-from cache_store.errors import Corrupt, Malformed
-from cache_store.fields import Fields
-from cache_store.store import Entry, Ref
+from aot.cache_store.canonical import decode, encode
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Corrupt, Malformed
+from aot.cache_store.fields import Fields
+from aot.cache_store.store import Entry, Ref
 
 SCHEMA = 1
 MAX_LIST = 64 << 20  # bytes; 10,000 artifacts of two components take about 30

@@ -9,14 +9,14 @@ from typing import BinaryIO
 
 from filelock import FileLock
 
-from cache_store.digest import Digest
-from cache_store.errors import Corrupt, Malformed, Missing, TimedOut, named
-from cache_store.index import Index
-from cache_store.manifest import MAX_MANIFEST, Manifest
-from cache_store.root import open_root
-from cache_store.signing import MAX_ENVELOPE, merge
-from cache_store.store import EVERYTHING, Entry, Ref, leading_to, missing_blob, missing_manifest, read_manifest
-from cache_store.written import delete, put, sync
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Corrupt, Malformed, Missing, TimedOut, named
+from aot.cache_store.index import Index
+from aot.cache_store.manifest import MAX_MANIFEST, Manifest
+from aot.cache_store.root import open_root
+from aot.cache_store.signing import MAX_ENVELOPE, merge
+from aot.cache_store.store import EVERYTHING, Entry, Ref, leading_to, missing_blob, missing_manifest, read_manifest
+from aot.cache_store.written import delete, put, sync
 
 MAX_ORIGINS = 64 << 10  # bytes
 

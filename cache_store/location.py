@@ -4,13 +4,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache_store.cached import CachedStore
-from cache_store.errors import Malformed
-from cache_store.local import LocalStore
-from cache_store.store import PrunableStore
+from aot.cache_store.cached import CachedStore
+from aot.cache_store.errors import Malformed
+from aot.cache_store.local import LocalStore
+from aot.cache_store.store import PrunableStore
 
 if TYPE_CHECKING:
-    from cache_store.hub import HubStore
+    from aot.cache_store.hub import HubStore
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
 _HUB = re.compile(r"hf://(?:models/)?([^/@]+/[^/@]+?)/?(?:@(.+))?")
@@ -27,7 +27,7 @@ def open_store(location: str) -> PrunableStore:
         return LocalStore(Path(location).expanduser().absolute())
     if scheme[1] == "hf":
         return open_hub(location)
-    from cache_store.filesystem import FilesystemStore
+    from aot.cache_store.filesystem import FilesystemStore
 
     return FilesystemStore(location)
 
@@ -45,6 +45,6 @@ def open_hub(location: str) -> "HubStore":
         raise Malformed(
             f"store location {location!r} is not of the form hf://ORG/REPO[@REVISION].", remedy="for example hf://acme/artifacts."
         )
-    from cache_store.hub import HubStore
+    from aot.cache_store.hub import HubStore
 
     return HubStore(match[1], match[2])

@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from cache_store.canonical import decode_loosely, encode_for_people
-from cache_store.digest import Digest
-from cache_store.errors import Malformed, named
-from cache_store.fields import Fields
-from cache_store.root import check_owned
-from cache_store.store import Ref
-from cache_store.written import write_whole
+from aot.cache_store.canonical import decode_loosely, encode_for_people
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Malformed, named
+from aot.cache_store.fields import Fields
+from aot.cache_store.root import check_owned
+from aot.cache_store.store import Ref
+from aot.cache_store.written import write_whole
 
 SCHEMA = 1
 FILE = "aot.lock"

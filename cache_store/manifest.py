@@ -4,10 +4,10 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from cache_store.canonical import decode, encode
-from cache_store.digest import Digest
-from cache_store.errors import Malformed
-from cache_store.fields import Fields
+from aot.cache_store.canonical import decode, encode
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Malformed
+from aot.cache_store.fields import Fields
 
 SCHEMA = 1
 MAX_MANIFEST = 8 << 20  # bytes

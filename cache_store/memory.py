@@ -6,11 +6,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
-from cache_store.digest import Digest
-from cache_store.errors import Corrupt
-from cache_store.manifest import Manifest
-from cache_store.signing import merge
-from cache_store.store import EVERYTHING, Entry, Ref, leading_to, missing_blob, missing_manifest, read_entries, read_manifest
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Corrupt
+from aot.cache_store.manifest import Manifest
+from aot.cache_store.signing import merge
+from aot.cache_store.store import EVERYTHING, Entry, Ref, leading_to, missing_blob, missing_manifest, read_entries, read_manifest
 
 
 class MemoryStore:

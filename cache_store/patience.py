@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from cache_store.errors import Denied, StoreFull, TimedOut, Unreachable
+from aot.cache_store.errors import Denied, StoreFull, TimedOut, Unreachable
 
 T = TypeVar("T")
 

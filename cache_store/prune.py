@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from cache_store.errors import Corrupt, Missing
-from cache_store.store import PrunableStore, Ref, read_manifest
+from aot.cache_store.errors import Corrupt, Missing
+from aot.cache_store.store import PrunableStore, Ref, read_manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from cache_store.errors import RootRefused, named
+from aot.cache_store.errors import RootRefused, named
 
 DIRECTORIES = ("blobs", "manifests", "signatures", "origins", "refs", "remotes", "parts", "tmp", "locks", "quarantine")
 

@@ -20,11 +20,11 @@ from cryptography.exceptions import InternalError, InvalidSignature, Unsupported
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
 
-from cache_store.canonical import decode, encode
-from cache_store.digest import Digest
-from cache_store.errors import Malformed, named
-from cache_store.fields import Fields
-from cache_store.root import check_owned
+from aot.cache_store.canonical import decode, encode
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Malformed, named
+from aot.cache_store.fields import Fields
+from aot.cache_store.root import check_owned
 
 PAYLOAD_TYPE = "application/vnd.aot.manifest+json"
 MAX_ENVELOPE = 64 << 10  # bytes; 64 signatures take 13 KiB

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Self, runtime_checkable
 
-from cache_store.canonical import encode
-from cache_store.digest import Digest
-from cache_store.errors import Corrupt, Malformed, Missing
-from cache_store.manifest import MAX_MANIFEST, Manifest, check_name
+from aot.cache_store.canonical import encode
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Corrupt, Malformed, Missing
+from aot.cache_store.manifest import MAX_MANIFEST, Manifest, check_name
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -8,15 +8,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
-from cache_store.digest import CHUNK, Digest, chunks
-from cache_store.errors import Corrupt, Missing, StoreFull, Unreachable, named
-from cache_store.layer import verify
-from cache_store.local import LocalStore
-from cache_store.manifest import Layer, Manifest
-from cache_store.patience import PULL_SECONDS, Deadline, retried
-from cache_store.progress import Told, silent
-from cache_store.store import Ref, Store, WritableStore, missing_blob
-from cache_store.trust import Admitted
+from aot.cache_store.digest import CHUNK, Digest, chunks
+from aot.cache_store.errors import Corrupt, Missing, StoreFull, Unreachable, named
+from aot.cache_store.layer import verify
+from aot.cache_store.local import LocalStore
+from aot.cache_store.manifest import Layer, Manifest
+from aot.cache_store.patience import PULL_SECONDS, Deadline, retried
+from aot.cache_store.progress import Told, silent
+from aot.cache_store.store import Ref, Store, WritableStore, missing_blob
+from aot.cache_store.trust import Admitted
 
 _SPARE = 64 << 20  # bytes of disk that a download leaves free
 

@@ -6,16 +6,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Self
 
-from cache_store.canonical import decode_loosely, encode_for_people
-from cache_store.digest import Digest
-from cache_store.errors import Corrupt, Malformed, Untrusted, named
-from cache_store.fields import Fields
-from cache_store.lock import Lock
-from cache_store.manifest import MAX_MANIFEST, Manifest
-from cache_store.root import check_owned
-from cache_store.signing import PublicKey, SigningKey, claimed, machine_key, signers
-from cache_store.store import Store
-from cache_store.written import write_whole
+from aot.cache_store.canonical import decode_loosely, encode_for_people
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Corrupt, Malformed, Untrusted, named
+from aot.cache_store.fields import Fields
+from aot.cache_store.lock import Lock
+from aot.cache_store.manifest import MAX_MANIFEST, Manifest
+from aot.cache_store.root import check_owned
+from aot.cache_store.signing import PublicKey, SigningKey, claimed, machine_key, signers
+from aot.cache_store.store import Store
+from aot.cache_store.written import write_whole
 
 SCHEMA = 1
 

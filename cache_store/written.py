@@ -6,8 +6,8 @@ import secrets
 from pathlib import Path
 from typing import BinaryIO
 
-from cache_store.digest import Digest, chunks
-from cache_store.errors import Corrupt, named
+from aot.cache_store.digest import Digest, chunks
+from aot.cache_store.errors import Corrupt, named
 
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:

@@ -2,11 +2,11 @@
 
 from aot.choice import choice
 from aot.recipe import Recipe
-from recipes.latte import LATTE
-from recipes.pixart import PIXART_ALPHA
-from recipes.sd3 import SD3
-from recipes.sd21 import SD21
-from recipes.sdxl import SDXL, SDXL_IP_ADAPTER
+from aot.recipes.latte import LATTE
+from aot.recipes.pixart import PIXART_ALPHA
+from aot.recipes.sd3 import SD3
+from aot.recipes.sd21 import SD21
+from aot.recipes.sdxl import SDXL, SDXL_IP_ADAPTER
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PIXART_ALPHA, LATTE, SD21, SDXL, SDXL_IP_ADAPTER, SD3)}
 

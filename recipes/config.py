@@ -18,7 +18,7 @@ def published(name: str) -> dict[str, Any]:
     """The config `configs/<name>.json`, without the keys that only say who wrote it; `configs/SOURCES.json` says where it is from."""
     from importlib.resources import files
 
-    text = (files("recipes") / "configs" / f"{name}.json").read_text()
+    text = (files("aot.recipes") / "configs" / f"{name}.json").read_text()
     return {key: value for key, value in json.loads(text).items() if not key.startswith("_")}
 
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from aot.example import Example
 from aot.recipe import Component, Recipe, Variant
+from aot.recipes import text
+from aot.recipes.asked import asked
+from aot.recipes.config import SMALL_VAE, instantiate
 from aot.shape import Shape
-from recipes import text
-from recipes.asked import asked
-from recipes.config import SMALL_VAE, instantiate
 
 if TYPE_CHECKING:
     import torch

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from aot.example import Example
 from aot.recipe import Component, Recipe, Variant
+from aot.recipes import text
+from aot.recipes.asked import asked
+from aot.recipes.config import SMALL_VAE, instantiate
+from aot.recipes.seeds import SQUARES
 from aot.shape import Shape
-from recipes import text
-from recipes.asked import asked
-from recipes.config import SMALL_VAE, instantiate
-from recipes.seeds import SQUARES
 
 if TYPE_CHECKING:
     import torch

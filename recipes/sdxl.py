@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from aot.example import Example
 from aot.recipe import Bucket, Component, Recipe, Variant
+from aot.recipes import text
+from aot.recipes.asked import asked
+from aot.recipes.config import SMALL_VAE, instantiate, published
+from aot.recipes.seeds import RARE, SDXL_SQUARES, SQUARES
 from aot.shape import Shape
-from recipes import text
-from recipes.asked import asked
-from recipes.config import SMALL_VAE, instantiate, published
-from recipes.seeds import RARE, SDXL_SQUARES, SQUARES
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from recipes.config import published
+from aot.recipes.config import published
 
 if TYPE_CHECKING:
     import torch

@@ -37,13 +37,13 @@ from torch import nn
 
 import aot
 from aot.build import build
+from aot.cache_store.local import LocalStore
 from aot.environment import GRAPH_CACHE
 from aot.options import Options
+from aot.recipes import find
 from aot.request import Request
 from aot.shape import Shape
 from aot.target import Target as Machine
-from cache_store.local import LocalStore
-from recipes import find
 
 # A process with threads or a GPU cannot be forked. Numeric libraries make threads when they are imported, torch its compile
 # workers; those of OpenMP are made by the first computation that needs them, which will be in a fork.

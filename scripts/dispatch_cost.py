@@ -17,8 +17,8 @@ import torch
 import aot
 from aot.options import Options
 from aot.plan import make_plan
+from aot.recipes import find
 from aot.request import Request
-from recipes import find
 
 
 def per_call(function: Callable[[], object], *, rounds: int = 30, calls: int = 300) -> float:

@@ -30,6 +30,12 @@ import torch
 import aot
 from aot.artifact import GRAPH
 from aot.bench import bench
+from aot.cache_store.errors import Corrupt
+from aot.cache_store.layer import verify
+from aot.cache_store.local import LocalStore
+from aot.cache_store.lock import Lock, Pin
+from aot.cache_store.root import default_root
+from aot.cache_store.store import read_manifest
 from aot.certificate import compare, tolerance
 from aot.device import is_here, properties_here, wait_for_device
 from aot.environment import GRAPH_CACHE
@@ -39,17 +45,11 @@ from aot.measurement import COMPARED, Measurement, Way
 from aot.nexfort import PIPELINE_COMPONENTS
 from aot.options import Options
 from aot.plan import make_plan
+from aot.recipes import find
 from aot.request import Request
 from aot.shape import Shape
 from aot.sku import SKUS
 from aot.target import Target
-from cache_store.errors import Corrupt
-from cache_store.layer import verify
-from cache_store.local import LocalStore
-from cache_store.lock import Lock, Pin
-from cache_store.root import default_root
-from cache_store.store import read_manifest
-from recipes import find
 
 # recipe, size of the seeds' tables, components; in the order of what is worth most in little time
 ROWS = (

@@ -20,17 +20,17 @@ import torch
 
 import aot
 from aot.build import build
+from aot.cache_store.errors import CodedError
+from aot.cache_store.local import LocalStore
+from aot.cache_store.root import default_root
 from aot.certificate import compare, tolerance
 from aot.environment import GRAPH_CACHE
 from aot.options import Options
 from aot.plan import make_plan
 from aot.recipe import SCOPES
+from aot.recipes import RECIPES
 from aot.request import DTYPES, Request
 from aot.target import Target
-from cache_store.errors import CodedError
-from cache_store.local import LocalStore
-from cache_store.root import default_root
-from recipes import RECIPES
 
 
 def lines(arguments: argparse.Namespace) -> Iterator[Request]:

@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 
 import aot
+from aot.cache_store.local import LocalStore
 from aot.certificate import compare
 from aot.environment import GRAPH_CACHE
 from aot.errors import Miss
 from aot.listing import listing
 from aot.options import Options
 from aot.plan import make_plan
+from aot.recipes import find
 from aot.request import Request
-from cache_store.local import LocalStore
-from recipes import find
 
 
 def main() -> None:

@@ -19,16 +19,16 @@ from torch._dynamo.utils import counters
 
 import aot
 from aot.build import build
+from aot.cache_store.local import LocalStore
+from aot.cache_store.root import default_root
 from aot.certificate import compare
 from aot.environment import GRAPH_CACHE
 from aot.example import Example
 from aot.options import Options
 from aot.plan import prepare
+from aot.recipes import find
 from aot.request import Request
 from aot.target import Target
-from cache_store.local import LocalStore
-from cache_store.root import default_root
-from recipes import find
 
 
 def serve(name: str, variant: str, steps: int) -> dict[str, Any]:

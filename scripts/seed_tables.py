@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from recipes import find
+from aot.recipes import find
 
 SD21_MODE = "cudagraphs:benchmark:max-autotune:low-precision:cache-all"
 PIXART_MODE = "max-optimize:max-autotune:freezing:benchmark:cudagraphs"

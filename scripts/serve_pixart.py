@@ -13,8 +13,8 @@ import torch
 
 import aot
 from aot.example import Example
+from aot.recipes import find
 from aot.shape import Shape
-from recipes import find
 
 
 def main() -> None:

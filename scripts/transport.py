@@ -21,16 +21,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from aot.cache_store.digest import CHUNK, Digest
+from aot.cache_store.errors import Corrupt, Untrusted
+from aot.cache_store.layer import materialise, verify
+from aot.cache_store.local import LocalStore
+from aot.cache_store.manifest import FileEntry, Layer, Manifest
+from aot.cache_store.signing import SigningKey
+from aot.cache_store.store import Ref
+from aot.cache_store.trust import Policy
 from aot.listing import listing
 from aot.resolve import candidates
-from cache_store.digest import CHUNK, Digest
-from cache_store.errors import Corrupt, Untrusted
-from cache_store.layer import materialise, verify
-from cache_store.local import LocalStore
-from cache_store.manifest import FileEntry, Layer, Manifest
-from cache_store.signing import SigningKey
-from cache_store.store import Ref
-from cache_store.trust import Policy
 from tests.hub_server import Hub
 
 REPO = "acme/artifacts"
@@ -112,17 +112,17 @@ CLIENT = """
 import json, re, sys, time
 from pathlib import Path
 from huggingface_hub import HfApi
-from cache_store.hub import HubStore
-from cache_store.local import LocalStore
-from cache_store.manifest import Manifest
-from cache_store.transfer import pull, push
-from cache_store.trust import Admitted
+from aot.cache_store.hub import HubStore
+from aot.cache_store.local import LocalStore
+from aot.cache_store.manifest import Manifest
+from aot.cache_store.transfer import pull, push
+from aot.cache_store.trust import Admitted
 endpoint, token, repo, what, home, ref = sys.argv[1:]
 store = HubStore(repo, api=HfApi(endpoint=endpoint, token=token))
 local = LocalStore(Path(home))
 started = time.perf_counter()
 if what == "push":
-    from cache_store.store import Ref
+    from aot.cache_store.store import Ref
     push(Ref.parse(ref), source=local, target=store)
 else:
     (entry,) = store.entries()

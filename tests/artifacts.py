@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from aot.cache_store.digest import Digest
+from aot.cache_store.layer import pack
+from aot.cache_store.local import LocalStore
+from aot.cache_store.manifest import FileEntry, Layer, Manifest
+from aot.cache_store.store import Ref, Store
+from aot.cache_store.transfer import pull
+from aot.cache_store.trust import Admitted, Policy
 from aot.guard import Guard
-from cache_store.digest import Digest
-from cache_store.layer import pack
-from cache_store.local import LocalStore
-from cache_store.manifest import FileEntry, Layer, Manifest
-from cache_store.store import Ref, Store
-from cache_store.transfer import pull
-from cache_store.trust import Admitted, Policy
 
 
 def guard_of(root: Path) -> Guard:

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 import pytest
 
 from aot.build import Built, build
+from aot.cache_store.local import LocalStore
 from aot.options import Options
 from aot.request import Request
 from aot.shape import Shape
-from cache_store.local import LocalStore
 
 SHAPES = (Shape(64, 64), Shape(64, 96))
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from aot.example import Example
+from aot.recipes import find
 from aot.shape import Shape
-from recipes import find
 
 RECIPE = find("pixart-alpha")
 

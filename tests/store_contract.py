@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cache_store.digest import Digest
-from cache_store.errors import Corrupt, Missing
-from cache_store.layer import materialise, verify
-from cache_store.signing import SigningKey, signers
-from cache_store.store import Entry, MendableStore, PrunableStore, Ref, WritableStore, read_manifest
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Corrupt, Missing
+from aot.cache_store.layer import materialise, verify
+from aot.cache_store.signing import SigningKey, signers
+from aot.cache_store.store import Entry, MendableStore, PrunableStore, Ref, WritableStore, read_manifest
 from tests.artifacts import small
 
 

@@ -15,14 +15,14 @@ import torch
 import aot
 from aot.artifact import open_graphs
 from aot.build import Built, build
+from aot.cache_store.layer import pack
+from aot.cache_store.local import LocalStore
 from aot.certificate import compare
 from aot.errors import BadInput, OutsideTolerance
 from aot.graphs import check_graphs
 from aot.ledger import Ledger
 from aot.options import Options
 from aot.plan import make_plan
-from cache_store.layer import pack
-from cache_store.local import LocalStore
 from tests.artifacts import admitted
 from tests.conftest import BUILD_REGIONAL, SHAPES, Regional, quiet, request_for
 from tests.pixart import RECIPE, denoise, denoiser_call, make_pipe
@@ -51,7 +51,7 @@ def test_building_what_is_there_takes_the_stores_own(built: tuple[LocalStore, Bu
 
 
 def test_packing_the_same_files_again_gives_the_same_layers(built: tuple[LocalStore, Built], tmp_path: Path) -> None:
-    from cache_store.layer import materialise
+    from aot.cache_store.layer import materialise
 
     store, made = built
     for layer in made.manifest.layers:

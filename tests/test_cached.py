@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from cache_store.cached import CachedStore
-from cache_store.digest import Digest
-from cache_store.errors import RolledBack, Unreachable
-from cache_store.layer import verify
-from cache_store.local import LocalStore
-from cache_store.memory import MemoryStore
-from cache_store.signing import SigningKey
-from cache_store.store import Entry, Ref, read_manifest
+from aot.cache_store.cached import CachedStore
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import RolledBack, Unreachable
+from aot.cache_store.layer import verify
+from aot.cache_store.local import LocalStore
+from aot.cache_store.memory import MemoryStore
+from aot.cache_store.signing import SigningKey
+from aot.cache_store.store import Entry, Ref, read_manifest
 from tests.artifacts import small
 from tests.store_contract import ReadingContract
 

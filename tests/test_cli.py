@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from aot.cache_store.local import LocalStore
 from aot.device import gpus_here
 from aot.mode import COMBINATIONS, WORDS, Mode
 from aot.sku import SKUS
 from aot.target import Target
-from cache_store.local import LocalStore
 
 
 def run(*arguments: str, home: Path | str = "/nonexistent", **environ: str) -> subprocess.CompletedProcess[str]:

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from aot.build import Built
-from cache_store.layer import materialise
-from cache_store.local import LocalStore
+from aot.cache_store.layer import materialise
+from aot.cache_store.local import LocalStore
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 FAULTS = 60

@@ -15,10 +15,10 @@ from aot.inductor import jit
 from aot.options import Options
 from aot.plan import make_plan
 from aot.recipe import Bucket
+from aot.recipes import RECIPES, find
 from aot.request import Request
 from aot.shape import Shape
 from aot.signature import Signature
-from recipes import RECIPES, find
 
 EVEN, ODD = Bucket(32), Bucket(8, unless=32)
 

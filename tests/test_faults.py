@@ -21,18 +21,18 @@ from pathlib import Path
 import pytest
 
 from aot.artifact import unpack
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import CodedError, Corrupt, Malformed, StoreFull, Untrusted
+from aot.cache_store.layer import materialise, verify
+from aot.cache_store.local import LocalStore
+from aot.cache_store.manifest import Manifest
+from aot.cache_store.memory import MemoryStore
+from aot.cache_store.prune import prune
+from aot.cache_store.signing import SigningKey
+from aot.cache_store.store import Ref
+from aot.cache_store.transfer import push
+from aot.cache_store.trust import Policy, Rule, Trust
 from aot.ledger import Ledger
-from cache_store.digest import Digest
-from cache_store.errors import CodedError, Corrupt, Malformed, StoreFull, Untrusted
-from cache_store.layer import materialise, verify
-from cache_store.local import LocalStore
-from cache_store.manifest import Manifest
-from cache_store.memory import MemoryStore
-from cache_store.prune import prune
-from cache_store.signing import SigningKey
-from cache_store.store import Ref
-from cache_store.transfer import push
-from cache_store.trust import Policy, Rule, Trust
 from tests.artifacts import admitted, bring, packed, small
 from tests.faults import ERRNOS, Countdown, faulty, killed_at, refuse, sometimes
 from tests.hub_server import Hub
@@ -287,7 +287,7 @@ def test_a_disk_that_fills_while_a_layer_is_written_is_told_and_the_next_pull_su
 def test_many_pulls_at_once_download_each_layer_once(tmp_path: Path) -> None:
     from huggingface_hub import HfApi
 
-    from cache_store.hub import HubStore
+    from aot.cache_store.hub import HubStore
 
     local = LocalStore(tmp_path / "builder")
     ref, manifest, blobs = small(tmp_path, text=noise(100_000))
@@ -342,7 +342,7 @@ def test_a_long_life_with_faults_never_breaks_the_store(tmp_path: Path) -> None:
 def test_random_kills_of_the_real_command_leave_nothing_broken(tmp_path: Path) -> None:
     folder, home, share = tmp_path / "work", tmp_path / "home", f"file://{tmp_path}/share"
     folder.mkdir()
-    from cache_store.location import open_store
+    from aot.cache_store.location import open_store
 
     local = LocalStore(tmp_path / "builder")
     ref, manifest, blobs = small(folder, text=noise(2_000_000))
@@ -358,7 +358,7 @@ def test_random_kills_of_the_real_command_leave_nothing_broken(tmp_path: Path) -
     local.commit(ref, raw, blobs, envelope=key.sign(raw))
     push(ref, source=local, target=open_store(share))
     LocalStore(home)
-    from cache_store.lock import Lock, Pin
+    from aot.cache_store.lock import Lock, Pin
 
     Lock((Pin(share, ref, Digest.of(raw)),)).write(tmp_path / "aot.lock")
     environ = {**os.environ, "AOT_HOME": str(home), "AOT_LOCK": str(tmp_path / "aot.lock"), "PYTHONPATH": str(ROOT)}

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from cache_store.digest import Digest
-from cache_store.errors import Denied, Malformed, Missing, Unreachable
-from cache_store.filesystem import FilesystemStore
-from cache_store.local import LocalStore
-from cache_store.location import open_cached, open_store
-from cache_store.store import Ref, read_manifest
-from cache_store.transfer import push
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Denied, Malformed, Missing, Unreachable
+from aot.cache_store.filesystem import FilesystemStore
+from aot.cache_store.local import LocalStore
+from aot.cache_store.location import open_cached, open_store
+from aot.cache_store.store import Ref, read_manifest
+from aot.cache_store.transfer import push
 from tests.artifacts import bring, small
 from tests.store_contract import WritingContract
 

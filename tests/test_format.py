@@ -63,8 +63,8 @@ def read(root: Path, name: str, key_line: str) -> dict[str, bytes]:
 
 
 def test_an_artifact_is_read_by_the_document_alone(tmp_path: Path) -> None:
-    from cache_store.local import LocalStore
-    from cache_store.signing import SigningKey
+    from aot.cache_store.local import LocalStore
+    from aot.cache_store.signing import SigningKey
     from tests.artifacts import small
 
     store = LocalStore(tmp_path / "home")
@@ -75,8 +75,8 @@ def test_an_artifact_is_read_by_the_document_alone(tmp_path: Path) -> None:
 
 
 def test_a_real_artifact_is_read_by_the_document_alone(store: object) -> None:
-    from cache_store.local import LocalStore
-    from cache_store.signing import SigningKey
+    from aot.cache_store.local import LocalStore
+    from aot.cache_store.signing import SigningKey
 
     assert isinstance(store, LocalStore)
     files = read(store.root, "pixart-alpha", str(SigningKey.of_machine(store.root).public))

@@ -9,12 +9,12 @@ import torch
 
 import aot
 from aot.build import build
+from aot.cache_store.local import LocalStore
 from aot.certificate import compare
 from aot.errors import Miss
 from aot.memory_format import to_channels_last
 from aot.options import Options
 from aot.weights import FrozenWeights, LiveWeights
-from cache_store.local import LocalStore
 from tests.conftest import SHAPES, quiet, request_for
 from tests.pixart import denoise, make_pipe
 

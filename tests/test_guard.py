@@ -13,17 +13,17 @@ import torch
 
 import aot
 from aot.artifact import open_graphs
+from aot.cache_store import patience
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Corrupt, TimedOut, Untrusted
+from aot.cache_store.local import LocalStore
+from aot.cache_store.store import read_manifest
+from aot.cache_store.trust import Policy
 from aot.cli.app import main
 from aot.errors import Crashed, Miss
 from aot.guard import Guard
 from aot.jit import rescued
 from aot.ledger import Ledger
-from cache_store import patience
-from cache_store.digest import Digest
-from cache_store.errors import Corrupt, TimedOut, Untrusted
-from cache_store.local import LocalStore
-from cache_store.store import read_manifest
-from cache_store.trust import Policy
 from tests.artifacts import admitted, guard_of
 from tests.pixart import denoise, make_pipe
 

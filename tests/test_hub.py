@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from cache_store import hub_reader, patience
-from cache_store.cached import CachedStore
-from cache_store.digest import Digest
-from cache_store.errors import Busy, CodedError, Corrupt, Denied, Malformed, Missing, RolledBack, StoreFull, Unreachable
-from cache_store.hub import HubStore
-from cache_store.hub_errors import refusal
-from cache_store.local import LocalStore
-from cache_store.manifest import Manifest
-from cache_store.signing import SigningKey
-from cache_store.store import Ref, read_manifest
-from cache_store.transfer import push
+from aot.cache_store import hub_reader, patience
+from aot.cache_store.cached import CachedStore
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Busy, CodedError, Corrupt, Denied, Malformed, Missing, RolledBack, StoreFull, Unreachable
+from aot.cache_store.hub import HubStore
+from aot.cache_store.hub_errors import refusal
+from aot.cache_store.local import LocalStore
+from aot.cache_store.manifest import Manifest
+from aot.cache_store.signing import SigningKey
+from aot.cache_store.store import Ref, read_manifest
+from aot.cache_store.transfer import push
 from tests.artifacts import bring, small
 from tests.hub_server import Does, Fault, Hub
 from tests.store_contract import WritingContract

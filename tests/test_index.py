@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from cache_store.errors import Corrupt, Missing
-from cache_store.fsck import examine
-from cache_store.local import LocalStore
-from cache_store.store import Entry, read_listed
+from aot.cache_store.errors import Corrupt, Missing
+from aot.cache_store.fsck import examine
+from aot.cache_store.local import LocalStore
+from aot.cache_store.store import Entry, read_listed
 from tests.artifacts import small
 
 

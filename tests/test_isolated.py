@@ -10,11 +10,11 @@ import pytest
 from packaging.version import Version
 
 from aot.build import build
+from aot.cache_store.errors import StoreFull
+from aot.cache_store.local import LocalStore
 from aot.cli.text import found_cubins
 from aot.errors import BadEnvironment, BadInput
 from aot.isolated import OURS, Interpreter, interpreter
-from cache_store.errors import StoreFull
-from cache_store.local import LocalStore
 from tests.conftest import H200, SHAPES, quiet, request_for
 
 
@@ -77,7 +77,7 @@ def test_an_artifact_is_built_with_another_torch_and_the_environment_is_used_aga
     first = interpreter(other, store.root, progress=made.append, environ=os.environ)
     again = interpreter(other, store.root, progress=made.append, environ=os.environ)
     assert (first, len(made)) == (again, 1)
-    assert {path.name for path in Path(dict(first.variables)["PYTHONPATH"]).iterdir()} == set(OURS)
+    assert {path.name for path in Path(dict(first.variables)["PYTHONPATH"]).iterdir()} == {OURS}
     for gpu in (H200, {"cache_layer": False}):
         request = request_for(**gpu, components=("text_encoder",), shapes=SHAPES[:1])
         built = build(request, store, progress=quiet, environ=os.environ, interpreter=first)

@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
+from aot.cache_store.store import Entry, Ref
 from aot.facts import of_wish
 from aot.key import Key, component_parts
 from aot.options import Options
 from aot.resolve import Accepted, Candidate, Rejected, judge, nearest
 from aot.target import Target
-from cache_store.store import Entry, Ref
 
 GOLDEN = Path(__file__).parent / "golden" / "key.txt"
 TARGET = Target("cpu", "x86-64-v4", "2.15.0", "0.42.1", "linux-x86_64")

@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from cache_store.digest import Digest
-from cache_store.errors import Corrupt
-from cache_store.layer import materialise, verify
-from cache_store.manifest import FileEntry, Layer, Manifest
-from cache_store.memory import MemoryStore
-from cache_store.store import read_manifest
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Corrupt
+from aot.cache_store.layer import materialise, verify
+from aot.cache_store.manifest import FileEntry, Layer, Manifest
+from aot.cache_store.memory import MemoryStore
+from aot.cache_store.store import read_manifest
 from tests.artifacts import packed, small
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import aot
+from aot.cache_store.local import LocalStore
+from aot.cache_store.store import read_manifest
 from aot.certificate import compare
 from aot.errors import BadInput, Miss
-from cache_store.local import LocalStore
-from cache_store.store import read_manifest
 from tests.conftest import SHAPES
 from tests.pixart import denoise, denoiser_call, image, make_pipe
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from cache_store.digest import Digest
-from cache_store.errors import Corrupt, Malformed, RootRefused, StoreFull, Unreachable
-from cache_store.layer import verify
-from cache_store.local import LocalStore
-from cache_store.location import open_store
-from cache_store.root import default_root
-from cache_store.store import Store, read_manifest
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Corrupt, Malformed, RootRefused, StoreFull, Unreachable
+from aot.cache_store.layer import verify
+from aot.cache_store.local import LocalStore
+from aot.cache_store.location import open_store
+from aot.cache_store.root import default_root
+from aot.cache_store.store import Store, read_manifest
 from tests.artifacts import small
 from tests.store_contract import WritingContract
 

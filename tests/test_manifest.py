@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_store.canonical import decode, encode
-from cache_store.digest import Digest
-from cache_store.errors import Malformed
-from cache_store.manifest import Manifest, check_path
-from cache_store.store import Ref
+from aot.cache_store.canonical import decode, encode
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Malformed
+from aot.cache_store.manifest import Manifest, check_path
+from aot.cache_store.store import Ref
 from tests.artifacts import small
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from cache_store.memory import MemoryStore
+from aot.cache_store.memory import MemoryStore
 from tests.store_contract import WritingContract
 
 

@@ -14,6 +14,12 @@ import torch
 import aot
 from aot.artifact import GRAPH, open_graphs
 from aot.build import Built
+from aot.cache_store.digest import Digest
+from aot.cache_store.layer import materialise, pack
+from aot.cache_store.local import LocalStore
+from aot.cache_store.manifest import Manifest
+from aot.cache_store.signing import SigningKey
+from aot.cache_store.store import Ref
 from aot.canary import send
 from aot.certificate import compare
 from aot.errors import BadInput, LoadFailed
@@ -21,12 +27,6 @@ from aot.golden import FILE, Golden, inputs
 from aot.key import Key
 from aot.ledger import Ledger
 from aot.target import Target
-from cache_store.digest import Digest
-from cache_store.layer import materialise, pack
-from cache_store.local import LocalStore
-from cache_store.manifest import Manifest
-from cache_store.signing import SigningKey
-from cache_store.store import Ref
 from tests.artifacts import admitted, guard_of
 from tests.conftest import Artifact
 from tests.pixart import denoise, denoiser_call
@@ -57,7 +57,7 @@ def unchanged(_: Path) -> None: ...
 
 def with_golden(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
     def changed(files: Path) -> None:
-        from cache_store.canonical import encode
+        from aot.cache_store.canonical import encode
 
         value = json.loads((files / FILE).read_bytes())
         change(value)

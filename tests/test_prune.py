@@ -1,8 +1,8 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cache_store.memory import MemoryStore
-from cache_store.prune import prune
+from aot.cache_store.memory import MemoryStore
+from aot.cache_store.prune import prune
 from tests.artifacts import small
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)

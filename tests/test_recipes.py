@@ -17,8 +17,8 @@ from aot.certificate import compare
 from aot.errors import Miss
 from aot.example import Example
 from aot.plan import make_plan
+from aot.recipes import RECIPES, find
 from aot.shape import Shape
-from recipes import RECIPES, find
 from tests.conftest import ARTIFACTS, Artifact, request_for
 
 TOLERANCE = 1e-5

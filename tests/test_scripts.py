@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from aot.build import Built
+from aot.cache_store.local import LocalStore
 from aot.cli.request import parse, parse_options
 from aot.listing import listing
-from cache_store.local import LocalStore
-from recipes import RECIPES
+from aot.recipes import RECIPES
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 

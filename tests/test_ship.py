@@ -14,10 +14,10 @@ import pytest
 
 import aot
 from aot.build import Built
+from aot.cache_store.local import LocalStore
+from aot.cache_store.signing import SigningKey
+from aot.cache_store.store import read_manifest
 from aot.certificate import compare
-from cache_store.local import LocalStore
-from cache_store.signing import SigningKey
-from cache_store.store import read_manifest
 from tests.hub_server import Does, Fault, Hub
 from tests.pixart import denoise, make_pipe
 

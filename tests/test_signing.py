@@ -8,8 +8,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from cache_store.errors import Malformed, RootRefused
-from cache_store.signing import MAX_SIGNATURES, PAYLOAD_TYPE, PublicKey, SigningKey, claimed, machine_key, merge, signers
+from aot.cache_store.errors import Malformed, RootRefused
+from aot.cache_store.signing import MAX_SIGNATURES, PAYLOAD_TYPE, PublicKey, SigningKey, claimed, machine_key, merge, signers
 
 MANIFEST = b'{"schema":1}'
 

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from aot.build import build
+from aot.cache_store.layer import materialise
+from aot.cache_store.local import LocalStore
 from aot.cli.request import parse, parse_options
 from aot.cli.text import found_cubins
 from aot.device import gpus_here, open_device
@@ -23,14 +25,12 @@ from aot.facts import of_wish
 from aot.key import Key
 from aot.options import Options
 from aot.plan import Plan, make_plan
+from aot.recipes import RECIPES, find
 from aot.resolve import Rejected, judge
 from aot.shape import Shape
 from aot.simulated import simulated
 from aot.sku import SKUS
 from aot.target import Allow, Target
-from cache_store.layer import materialise
-from cache_store.local import LocalStore
-from recipes import RECIPES, find
 from tests.conftest import CROSS, H200, OFTEN, Artifact, cross_request, quiet, request_for
 
 pytestmark = pytest.mark.skipif(bool(gpus_here()), reason="for machines without a GPU: builds here would be real")

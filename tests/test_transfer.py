@@ -8,14 +8,14 @@ from typing import BinaryIO, cast
 
 import pytest
 
-from cache_store import patience
-from cache_store.digest import Digest
-from cache_store.errors import Corrupt, Denied, Missing, StoreFull, TimedOut, Unreachable
-from cache_store.local import LocalStore
-from cache_store.memory import MemoryStore
-from cache_store.patience import ATTEMPTS, Deadline, retried
-from cache_store.store import read_manifest
-from cache_store.transfer import push
+from aot.cache_store import patience
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Corrupt, Denied, Missing, StoreFull, TimedOut, Unreachable
+from aot.cache_store.local import LocalStore
+from aot.cache_store.memory import MemoryStore
+from aot.cache_store.patience import ATTEMPTS, Deadline, retried
+from aot.cache_store.store import read_manifest
+from aot.cache_store.transfer import push
 from tests.artifacts import bring, small
 
 
@@ -114,7 +114,7 @@ def test_a_disk_without_room_is_told_before_a_byte_is_asked_for(remote: Remote, 
     class Usage:
         free = 1000
 
-    monkeypatch.setattr("cache_store.transfer.shutil.disk_usage", lambda _: Usage)
+    monkeypatch.setattr("aot.cache_store.transfer.shutil.disk_usage", lambda _: Usage)
     with pytest.raises(StoreFull, match="1000 are free"):
         pull(remote, local)
     assert remote.asked == 0

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from cache_store.digest import Digest
-from cache_store.errors import CodedError, Corrupt, Malformed, RootRefused, Untrusted
-from cache_store.lock import Lock, Pin
-from cache_store.manifest import Manifest
-from cache_store.signing import PublicKey, SigningKey, merge
-from cache_store.store import Ref
-from cache_store.trust import Policy, Rule, Trust, trust_file
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import CodedError, Corrupt, Malformed, RootRefused, Untrusted
+from aot.cache_store.lock import Lock, Pin
+from aot.cache_store.manifest import Manifest
+from aot.cache_store.signing import PublicKey, SigningKey, merge
+from aot.cache_store.store import Ref
+from aot.cache_store.trust import Policy, Rule, Trust, trust_file
 
 STORE = "hf://acme/artifacts"
 NAMES = ("ci", "second", "third", "stranger")

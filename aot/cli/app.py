@@ -7,11 +7,11 @@ import sys
 
 import typer
 
+from aot.cache_store.errors import CodedError, named
+from aot.cache_store.root import default_root
 from aot.cli import bench, build, check, fsck, lock, lookup, ls, modes, prune, pull, push, recipes, show, targets, verify
 from aot.cli.trust import trust
 from aot.errors import INTERRUPTED, exit_code
-from cache_store.errors import CodedError, named
-from cache_store.root import default_root
 
 app = typer.Typer(
     help="Compile a diffusion model once per machine type, ship the result like a package, start serving in about a second.",

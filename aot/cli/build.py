@@ -70,9 +70,9 @@ def build(
         _say_simulated(request)
     from aot.build import build as build_artifact
     from aot.build import check_host
+    from aot.cache_store.local import LocalStore
+    from aot.cache_store.root import default_root
     from aot.isolated import interpreter
-    from cache_store.local import LocalStore
-    from cache_store.root import default_root
 
     root = default_root(os.environ)
     with progress() as show:

@@ -20,10 +20,10 @@ def fsck(
     json: Json = False,
 ) -> None:
     """Read every byte of a store, and tell what is not as promised. Exits with 7 when something is and was not repaired."""
-    from cache_store.errors import CodedError, Corrupt
-    from cache_store.fsck import examine, restore
-    from cache_store.hub import HubStore
-    from cache_store.local import LocalStore
+    from aot.cache_store.errors import CodedError, Corrupt
+    from aot.cache_store.fsck import examine, restore
+    from aot.cache_store.hub import HubStore
+    from aot.cache_store.local import LocalStore
 
     examined = stores.open_remote(store) if store else stores.local_store()
     if repair and isinstance(examined, HubStore):

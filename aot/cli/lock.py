@@ -26,10 +26,10 @@ def lock(
 
     A pin is trust: these very bytes are loaded from then on, whoever signed them. Keep the file in version control.
     """
+    from aot.cache_store.errors import Corrupt
+    from aot.cache_store.lock import Lock, Pin, lock_file
+    from aot.cache_store.store import Ref, read_manifest
     from aot.offer import Wanted
-    from cache_store.errors import Corrupt
-    from cache_store.lock import Lock, Pin, lock_file
-    from cache_store.store import Ref, read_manifest
 
     if not source:
         raise BadInput("lock needs --from STORE.", remedy="aot lock pixart-alpha --from hf://acme/artifacts")

@@ -9,8 +9,8 @@ from aot.cli.text import age, now, print_json, print_table, size
 
 def ls(json: Json = False) -> None:
     """List the artifacts of the local store, newest first."""
+    from aot.cache_store.store import read_manifest
     from aot.listing import described, listing
-    from cache_store.store import read_manifest
 
     store = local_store()
     rows = listing(store)

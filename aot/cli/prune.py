@@ -24,7 +24,7 @@ def prune(
     """Remove artifacts from the local store, and every byte that no artifact needs."""
     if bool(older_than) == all:
         raise BadInput("prune needs either --older-than or --all.", remedy="for example `aot prune --older-than 30d`.")
-    from cache_store.prune import prune as prune_store
+    from aot.cache_store.prune import prune as prune_store
 
     age = _age(older_than) if older_than else timedelta.min
     pruned = prune_store(local_store(), now=now(), older_than=age)

@@ -14,11 +14,11 @@ from aot.cli.text import print_json, size, transfer_bar
 from aot.errors import BadInput
 
 if TYPE_CHECKING:
+    from aot.cache_store.digest import Digest
+    from aot.cache_store.local import LocalStore
+    from aot.cache_store.store import Store
+    from aot.cache_store.trust import Admitted
     from aot.guard import Guard
-    from cache_store.digest import Digest
-    from cache_store.local import LocalStore
-    from cache_store.store import Store
-    from cache_store.trust import Admitted
 
 
 def pull(
@@ -65,7 +65,7 @@ def pull(
 
 def _take(store: Store, digests: list[Digest], local: LocalStore, guard: Guard, *, every: bool) -> list[Admitted]:
     """Pull the first that may be trusted, or all of those. Raises Untrusted when none may."""
-    from cache_store.errors import Untrusted
+    from aot.cache_store.errors import Untrusted
 
     taken, refused = [], None
     for digest in digests:
@@ -83,8 +83,8 @@ def _take(store: Store, digests: list[Digest], local: LocalStore, guard: Guard, 
 
 
 def _pull_one(store: Store, digest: Digest, local: LocalStore, guard: Guard) -> Admitted:
-    from cache_store.signing import merge
-    from cache_store.transfer import pull as transfer
+    from aot.cache_store.signing import merge
+    from aot.cache_store.transfer import pull as transfer
 
     raw = store.manifest(digest)
     envelope = merge(local.envelope(digest), store.envelope(digest))
@@ -96,10 +96,10 @@ def _pull_one(store: Store, digest: Digest, local: LocalStore, guard: Guard) -> 
 
 def _pull_pins(local: LocalStore, guard: Guard, gpu: str) -> list[Admitted]:
     """What the lock file pins and would be loaded on that machine, each from where it was found."""
+    from aot.cache_store.lock import Lock, lock_file
+    from aot.cache_store.store import Entry
     from aot.listing import Row
     from aot.offer import Wanted, offers
-    from cache_store.lock import Lock, lock_file
-    from cache_store.store import Entry
 
     pins = Lock.read(lock_file(os.environ)).pins
     if not pins:
@@ -119,7 +119,7 @@ def _pull_pins(local: LocalStore, guard: Guard, gpu: str) -> list[Admitted]:
 
 
 def _repair(local: LocalStore) -> None:
-    from cache_store.fsck import examine
+    from aot.cache_store.fsck import examine
 
     for finding in examine(local):
         print(f"{finding}; quarantined", file=sys.stderr)

@@ -25,11 +25,11 @@ def push(
     json: Json = False,
 ) -> None:
     """Upload an artifact with its signatures: to the Hub in one commit, with a card that lists what the repository holds."""
+    from aot.cache_store.hub import HubStore
+    from aot.cache_store.signing import SigningKey
+    from aot.cache_store.transfer import push as transfer
     from aot.card import render
     from aot.listing import listing, pick
-    from cache_store.hub import HubStore
-    from cache_store.signing import SigningKey
-    from cache_store.transfer import push as transfer
 
     if public and not create:
         raise BadInput("--public says how to --create.", remedy="add --create, or leave --public out.")

@@ -8,7 +8,7 @@ from aot.cli.request import Json
 from aot.cli.text import print_json, print_records
 from aot.mode import COMBINATIONS, WORDS
 from aot.recipe import SCOPES, Recipe
-from recipes import RECIPES
+from aot.recipes import RECIPES
 
 
 def recipes(json: Json = False) -> None:

@@ -12,10 +12,10 @@ from aot.errors import BadInput
 from aot.mode import COMBINATIONS, TIMED_OPTIONS, WORDS
 from aot.options import DEFAULT_MODE, Options
 from aot.recipe import Recipe
+from aot.recipes import find
 from aot.request import Request
 from aot.shape import Shape
 from aot.sku import CPU, find_sku
-from recipes import find
 
 RecipeName: TypeAlias = Annotated[str, typer.Argument(help="Recipe, for example pixart-alpha.", metavar="RECIPE")]
 Variant: TypeAlias = Annotated[str, typer.Option(help="Which row of the recipe: full, small or tiny.")]

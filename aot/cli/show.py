@@ -11,8 +11,8 @@ from aot.cli.stores import local_store
 from aot.cli.text import age, found_cubins, now, print_json, size
 
 if TYPE_CHECKING:
+    from aot.cache_store.manifest import Manifest
     from aot.listing import Row
-    from cache_store.manifest import Manifest
 
 
 def show(
@@ -23,10 +23,10 @@ def show(
 
     Where several match, the newest is shown, and how the others' keys differ from its.
     """
+    from aot.cache_store.signing import claimed
+    from aot.cache_store.store import read_manifest
     from aot.key import Key
     from aot.listing import described, listing, pick
-    from cache_store.signing import claimed
-    from cache_store.store import read_manifest
 
     store = local_store()
     first, *others = pick(listing(store), artifact)

@@ -12,11 +12,11 @@ import typer
 from aot.sku import CPU
 
 if TYPE_CHECKING:
+    from aot.cache_store.local import LocalStore
+    from aot.cache_store.store import PrunableStore
     from aot.guard import Guard
     from aot.offer import Offer, Wanted
     from aot.target import Allow, Target
-    from cache_store.local import LocalStore
-    from cache_store.store import PrunableStore
 
 LOCATION = "Store: hf://ORG/REPO[@REVISION], s3://…, any fsspec URL, or a path."
 Location: TypeAlias = Annotated[str, typer.Argument(help=LOCATION, metavar="STORE")]
@@ -35,20 +35,20 @@ Every: TypeAlias = Annotated[bool, typer.Option("--all", help="Every artifact th
 
 def local_store() -> LocalStore:
     """That of this user: AOT_HOME, else `aot` in the cache directory."""
-    from cache_store.local import LocalStore
-    from cache_store.root import default_root
+    from aot.cache_store.local import LocalStore
+    from aot.cache_store.root import default_root
 
     return LocalStore(default_root(os.environ))
 
 
 def open_remote(location: str) -> PrunableStore:
     """A store at a distance, for a program: no request waits for ever, and the client draws no bars of its own."""
-    from cache_store.location import open_store
+    from aot.cache_store.location import open_store
 
     if location.startswith("hf://"):
         from huggingface_hub.utils import disable_progress_bars
 
-        from cache_store.hub_errors import limit_waiting
+        from aot.cache_store.hub_errors import limit_waiting
 
         limit_waiting()
         disable_progress_bars()
@@ -94,10 +94,10 @@ def _detected(device: str) -> Target:
 
 def ask(store: PrunableStore, wanted: Wanted, gpu: str) -> list[Offer]:
     """What the store has of a recipe for that machine. Raises Missing naming the recipes that it has; RolledBack."""
+    from aot.cache_store.errors import Missing
+    from aot.cache_store.history import check_history
     from aot.listing import Row
     from aot.offer import offers
-    from cache_store.errors import Missing
-    from cache_store.history import check_history
 
     rows = [Row(entry) for entry in store.entries() if entry.key]
     check_history(store, local_store())

@@ -7,11 +7,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from aot.cache_store.errors import CodedError
 from aot.errors import BuildFailed
 from aot.process import Parent
+from aot.recipes import find
 from aot.request import Request
-from cache_store.errors import CodedError
-from recipes import find
 
 
 def main() -> int:

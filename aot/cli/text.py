@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aot.build import Progress
-    from cache_store.manifest import Manifest
+    from aot.cache_store.manifest import Manifest
 
 
 def size(count: float) -> str:

@@ -22,8 +22,8 @@ def add(
     threshold: Annotated[int, typer.Option(help="How many of these keys must have signed.", min=1)] = 1,
 ) -> None:
     """Trust keys: what enough of them signed is loaded. Get a key line from its owner, not from where the artifacts are."""
-    from cache_store.signing import PublicKey
-    from cache_store.trust import Rule, Trust
+    from aot.cache_store.signing import PublicKey
+    from aot.cache_store.trust import Rule, Trust
 
     root = stores.local_store().root
     rule = Rule(tuple(map(PublicKey.parse, keys)), threshold, tuple(store), tuple(name))
@@ -34,8 +34,8 @@ def add(
 @trust.command()
 def ls(json: Json = False) -> None:
     """List the rules, what is revoked, and this machine's own key line."""
-    from cache_store.signing import SigningKey
-    from cache_store.trust import Trust
+    from aot.cache_store.signing import SigningKey
+    from aot.cache_store.trust import Trust
 
     root = stores.local_store().root
     listed, own = Trust.read(root), SigningKey.of_machine(root).public
@@ -59,7 +59,7 @@ def ls(json: Json = False) -> None:
 @trust.command()
 def revoke(what: Annotated[str, typer.Argument(help="A key line, the name or id of a listed key, or an artifact's sha256:…")]) -> None:
     """Never load again what only this key signed, or this artifact. There is no way back."""
-    from cache_store.trust import Trust
+    from aot.cache_store.trust import Trust
 
     root = stores.local_store().root
     Trust.read(root).revoke(what).write(root)

@@ -20,9 +20,9 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check an artifact of the local store: who vouches for it, and every byte of every file."""
+    from aot.cache_store.fsck import check_layers
     from aot.listing import listing, pick
     from aot.target import Target
-    from cache_store.fsck import check_layers
 
     local = stores.local_store()
     row, *_ = pick(listing(local), artifact)
