@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aot.ledger import stats
-    from aot.nexfort import compile, compile_pipe, restore
+    from aot.artifact.ledger import stats
+    from aot.serving.nexfort import compile, compile_pipe, restore
 
 __all__ = ["compile", "compile_pipe", "restore", "stats"]
 
@@ -12,11 +12,11 @@ __all__ = ["compile", "compile_pipe", "restore", "stats"]
 def __getattr__(name: str) -> Any:
     """The API is imported at first use: `import aot.cli` must not import torch."""
     if name == "stats":
-        from aot.ledger import stats
+        from aot.artifact.ledger import stats
 
         return stats
     if name in __all__:
-        from aot import nexfort
+        from aot.serving import nexfort
 
         return getattr(nexfort, name)
     raise AttributeError(f"module 'aot' has no attribute {name!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aot.example import Example
+from aot.request.example import Example
 
 
 def asked(example: Example, steps: int, seed: int, *, guidance: float) -> dict[str, Any]:

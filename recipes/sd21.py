@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aot.example import Example
-from aot.recipe import Bucket, Component, Recipe, Variant
 from aot.recipes import text
 from aot.recipes.asked import asked
 from aot.recipes.config import SMALL_VAE, instantiate
 from aot.recipes.seeds import SQUARES
-from aot.shape import Shape
+from aot.request.example import Example
+from aot.request.recipe import Bucket, Component, Recipe, Variant
+from aot.request.shape import Shape
 
 if TYPE_CHECKING:
     import torch

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aot.example import Example
-from aot.recipe import Bucket, Component, Recipe, Variant
 from aot.recipes import text
 from aot.recipes.asked import asked
 from aot.recipes.config import SMALL_VAE, instantiate, published
 from aot.recipes.seeds import RARE, SDXL_SQUARES, SQUARES
-from aot.shape import Shape
+from aot.request.example import Example
+from aot.request.recipe import Bucket, Component, Recipe, Variant
+from aot.request.shape import Shape
 
 if TYPE_CHECKING:
     import torch

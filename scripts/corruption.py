@@ -36,14 +36,14 @@ from corruption_faults import DEADLINE, OUTCOMES, Answer, Corpus, Files, Target,
 from torch import nn
 
 import aot
-from aot.build import build
+from aot.building.build import build
 from aot.cache_store.local import LocalStore
 from aot.environment import GRAPH_CACHE
-from aot.options import Options
+from aot.machine.target import Target as Machine
 from aot.recipes import find
-from aot.request import Request
-from aot.shape import Shape
-from aot.target import Target as Machine
+from aot.request.options import Options
+from aot.request.request import Request
+from aot.request.shape import Shape
 
 # A process with threads or a GPU cannot be forked. Numeric libraries make threads when they are imported, torch its compile
 # workers; those of OpenMP are made by the first computation that needs them, which will be in a fork.

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aot.target import Target
+from aot.machine.target import Target
 
 
 def build(home: Path, arguments: argparse.Namespace, scope: str, *words: str) -> dict[str, Any]:

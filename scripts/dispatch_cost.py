@@ -15,10 +15,10 @@ from collections.abc import Callable
 import torch
 
 import aot
-from aot.options import Options
-from aot.plan import make_plan
+from aot.building.plan import make_plan
 from aot.recipes import find
-from aot.request import Request
+from aot.request.options import Options
+from aot.request.request import Request
 
 
 def per_call(function: Callable[[], object], *, rounds: int = 30, calls: int = 300) -> float:

@@ -28,28 +28,28 @@ from typing import Any
 import torch
 
 import aot
-from aot.artifact import GRAPH
-from aot.bench import bench
+from aot.artifact.certificate import compare, tolerance
+from aot.artifact.opened import GRAPH
+from aot.benchmark.bench import bench
+from aot.benchmark.measurement import COMPARED, Measurement, Way
+from aot.building.plan import make_plan
 from aot.cache_store.errors import Corrupt
 from aot.cache_store.layer import verify
 from aot.cache_store.local import LocalStore
 from aot.cache_store.lock import Lock, Pin
 from aot.cache_store.root import default_root
 from aot.cache_store.store import read_manifest
-from aot.certificate import compare, tolerance
-from aot.device import is_here, properties_here, wait_for_device
 from aot.environment import GRAPH_CACHE
-from aot.example import Example
-from aot.listing import Row, listing
-from aot.measurement import COMPARED, Measurement, Way
-from aot.nexfort import PIPELINE_COMPONENTS
-from aot.options import Options
-from aot.plan import make_plan
+from aot.machine.device import is_here, properties_here, wait_for_device
+from aot.machine.sku import SKUS
+from aot.machine.target import Target
 from aot.recipes import find
-from aot.request import Request
-from aot.shape import Shape
-from aot.sku import SKUS
-from aot.target import Target
+from aot.request.example import Example
+from aot.request.options import Options
+from aot.request.request import Request
+from aot.request.shape import Shape
+from aot.serving.nexfort import PIPELINE_COMPONENTS
+from aot.shipping.listing import Row, listing
 
 # recipe, size of the seeds' tables, components; in the order of what is worth most in little time
 ROWS = (

@@ -19,18 +19,18 @@ from typing import Any
 import torch
 
 import aot
-from aot.build import build
+from aot.artifact.certificate import compare, tolerance
+from aot.building.build import build
+from aot.building.plan import make_plan
 from aot.cache_store.errors import CodedError
 from aot.cache_store.local import LocalStore
 from aot.cache_store.root import default_root
-from aot.certificate import compare, tolerance
 from aot.environment import GRAPH_CACHE
-from aot.options import Options
-from aot.plan import make_plan
-from aot.recipe import SCOPES
+from aot.machine.target import Target
 from aot.recipes import RECIPES
-from aot.request import DTYPES, Request
-from aot.target import Target
+from aot.request.options import Options
+from aot.request.recipe import SCOPES
+from aot.request.request import DTYPES, Request
 
 
 def lines(arguments: argparse.Namespace) -> Iterator[Request]:

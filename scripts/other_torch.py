@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 
 import aot
+from aot.artifact.certificate import compare
+from aot.building.plan import make_plan
 from aot.cache_store.local import LocalStore
-from aot.certificate import compare
 from aot.environment import GRAPH_CACHE
 from aot.errors import Miss
-from aot.listing import listing
-from aot.options import Options
-from aot.plan import make_plan
 from aot.recipes import find
-from aot.request import Request
+from aot.request.options import Options
+from aot.request.request import Request
+from aot.shipping.listing import listing
 
 
 def main() -> None:

@@ -18,17 +18,17 @@ import torch
 from torch._dynamo.utils import counters
 
 import aot
-from aot.build import build
+from aot.artifact.certificate import compare
+from aot.building.build import build
+from aot.building.plan import prepare
 from aot.cache_store.local import LocalStore
 from aot.cache_store.root import default_root
-from aot.certificate import compare
 from aot.environment import GRAPH_CACHE
-from aot.example import Example
-from aot.options import Options
-from aot.plan import prepare
+from aot.machine.target import Target
 from aot.recipes import find
-from aot.request import Request
-from aot.target import Target
+from aot.request.example import Example
+from aot.request.options import Options
+from aot.request.request import Request
 
 
 def serve(name: str, variant: str, steps: int) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import time
 import torch
 
 import aot
-from aot.example import Example
 from aot.recipes import find
-from aot.shape import Shape
+from aot.request.example import Example
+from aot.request.shape import Shape
 
 
 def main() -> None:

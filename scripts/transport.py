@@ -29,9 +29,9 @@ from aot.cache_store.manifest import FileEntry, Layer, Manifest
 from aot.cache_store.signing import SigningKey
 from aot.cache_store.store import Ref
 from aot.cache_store.trust import Policy
-from aot.listing import listing
-from aot.resolve import candidates
-from tests.hub_server import Hub
+from aot.serving.resolve import candidates
+from aot.shipping.listing import listing
+from tests.cache_store.hub_server import Hub
 
 REPO = "acme/artifacts"
 

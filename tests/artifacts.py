@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from aot.artifact.guard import Guard
 from aot.cache_store.digest import Digest
 from aot.cache_store.layer import pack
 from aot.cache_store.local import LocalStore
@@ -10,7 +11,6 @@ from aot.cache_store.manifest import FileEntry, Layer, Manifest
 from aot.cache_store.store import Ref, Store
 from aot.cache_store.transfer import pull
 from aot.cache_store.trust import Admitted, Policy
-from aot.guard import Guard
 
 
 def guard_of(root: Path) -> Guard:

@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from aot.build import Built, build
+from aot.building.build import Built, build
 from aot.cache_store.local import LocalStore
-from aot.options import Options
-from aot.request import Request
-from aot.shape import Shape
+from aot.request.options import Options
+from aot.request.request import Request
+from aot.request.shape import Shape
 
 SHAPES = (Shape(64, 64), Shape(64, 96))
 

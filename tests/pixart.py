@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from aot.example import Example
 from aot.recipes import find
-from aot.shape import Shape
+from aot.request.example import Example
+from aot.request.shape import Shape
 
 RECIPE = find("pixart-alpha")
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from aot.build import Built
+from aot.building.build import Built
 from aot.cache_store.local import LocalStore
 from aot.cli.request import parse, parse_options
-from aot.listing import listing
 from aot.recipes import RECIPES
+from aot.shipping.listing import listing
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 

@@ -1,1 +1,4 @@
-"""The command line: one verb a file, each parse → one call → print. Importing it leaves torch unloaded."""
+"""The command line: one verb a file, which parses, makes one call and prints. The one place where errors become exit codes.
+
+Imports whatever is below it, late: `aot --help` loads no torch.
+"""

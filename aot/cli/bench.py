@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aot.benchmark.measurement import COMPARED, WAYS, Measurement, Way
 from aot.choice import choice
 from aot.cli import request as asked
 from aot.cli.stores import local_store
 from aot.cli.text import print_json, print_table, progress, size
-from aot.device import is_here
 from aot.errors import BadInput, Unsupported
-from aot.measurement import COMPARED, WAYS, Measurement, Way
-from aot.sku import find_sku
+from aot.machine.device import is_here
+from aot.machine.sku import find_sku
 
 if TYPE_CHECKING:
-    from aot.bench import StartupLedger
+    from aot.benchmark.bench import StartupLedger
 
 
 def bench(
@@ -77,9 +77,9 @@ def bench(
     if html and not html.parent.is_dir():
         raise BadInput(f"--html {str(html)!r}: there is no folder {str(html.parent)!r}.", remedy="make it, or name another file.")
     plan = Measurement(steps or found.variant(variant).steps, rounds, _ways(ways))
-    from aot.bench import bench as run_bench
-    from aot.build import check_host
-    from aot.report import page
+    from aot.benchmark.bench import bench as run_bench
+    from aot.benchmark.report import page
+    from aot.building.build import check_host
 
     check_host(request, os.environ)
     store = local_store()

@@ -10,11 +10,11 @@ import typer
 
 from aot.cli import request as asked
 from aot.cli.text import found_cubins, print_json, progress, size
-from aot.device import is_here
-from aot.sku import find_sku
+from aot.machine.device import is_here
+from aot.machine.sku import find_sku
 
 if TYPE_CHECKING:
-    from aot.request import Request
+    from aot.request.request import Request
 
 
 def build(
@@ -68,11 +68,11 @@ def build(
     )
     if request.simulate:
         _say_simulated(request)
-    from aot.build import build as build_artifact
-    from aot.build import check_host
+    from aot.building.build import build as build_artifact
+    from aot.building.build import check_host
     from aot.cache_store.local import LocalStore
     from aot.cache_store.root import default_root
-    from aot.isolated import interpreter
+    from aot.compiler.isolated import interpreter
 
     root = default_root(os.environ)
     with progress() as show:

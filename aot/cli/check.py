@@ -10,7 +10,7 @@ from aot.cli.request import Json
 from aot.cli.stores import allowed, local_store, machine, open_guard
 from aot.cli.text import print_json, print_table
 from aot.errors import Miss
-from aot.target import Allow, Difference, Target
+from aot.machine.target import Allow, Difference, Target
 
 
 def check(
@@ -26,7 +26,7 @@ def check(
     json: Json = False,
 ) -> None:
     """Say whether an artifact would be loaded on this machine: each field that differs, and what that comes to."""
-    from aot.listing import listing, pick
+    from aot.shipping.listing import listing, pick
 
     store = local_store()
     row, *_ = pick(listing(store), artifact)
@@ -36,7 +36,7 @@ def check(
     refused = [one for one in found if one.refused(allowed(allow_other_sku, allow_other_torch))]
     error = None
     if gpu == "auto" and not refused and any(one.allow is Allow.TORCH for one in found):  # on another machine it is sent there
-        from aot.canary import send
+        from aot.serving.canary import send
 
         guard = open_guard(store)
         error = send(store, guard.admit(store, row.digest), here=here, guard=guard)

@@ -29,7 +29,7 @@ def lock(
     from aot.cache_store.errors import Corrupt
     from aot.cache_store.lock import Lock, Pin, lock_file
     from aot.cache_store.store import Ref, read_manifest
-    from aot.offer import Wanted
+    from aot.shipping.offer import Wanted
 
     if not source:
         raise BadInput("lock needs --from STORE.", remedy="aot lock pixart-alpha --from hf://acme/artifacts")

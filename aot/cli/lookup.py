@@ -18,7 +18,7 @@ def lookup(
     json: Json = False,
 ) -> None:
     """Tell what a store has of a recipe, and whether there is one for my machine: one request, and nothing is downloaded."""
-    from aot.offer import Wanted
+    from aot.shipping.offer import Wanted
 
     wanted = Wanted(recipe, mode, variant, stores.allowed(allow_other_sku, allow_other_torch))
     found = stores.ask(stores.open_remote(store), wanted, gpu)

@@ -10,7 +10,7 @@ from aot.cli.text import age, now, print_json, print_table, size
 def ls(json: Json = False) -> None:
     """List the artifacts of the local store, newest first."""
     from aot.cache_store.store import read_manifest
-    from aot.listing import described, listing
+    from aot.shipping.listing import described, listing
 
     store = local_store()
     rows = listing(store)

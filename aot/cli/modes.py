@@ -6,7 +6,7 @@ from typing import Any
 
 from aot.cli.request import Json
 from aot.cli.text import print_json, print_records
-from aot.mode import COMBINATIONS, WORDS, Mode
+from aot.request.mode import COMBINATIONS, WORDS, Mode
 
 
 def modes(json: Json = False) -> None:

@@ -14,11 +14,11 @@ from aot.cli.text import print_json, size, transfer_bar
 from aot.errors import BadInput
 
 if TYPE_CHECKING:
+    from aot.artifact.guard import Guard
     from aot.cache_store.digest import Digest
     from aot.cache_store.local import LocalStore
     from aot.cache_store.store import Store
     from aot.cache_store.trust import Admitted
-    from aot.guard import Guard
 
 
 def pull(
@@ -49,7 +49,7 @@ def pull(
     if not recipe:
         taken = _pull_pins(local, guard, gpu)
     else:
-        from aot.offer import Wanted
+        from aot.shipping.offer import Wanted
 
         wanted = Wanted(recipe, mode, variant, stores.allowed(allow_other_sku, allow_other_torch))
         store = stores.open_remote(source)
@@ -98,8 +98,8 @@ def _pull_pins(local: LocalStore, guard: Guard, gpu: str) -> list[Admitted]:
     """What the lock file pins and would be loaded on that machine, each from where it was found."""
     from aot.cache_store.lock import Lock, lock_file
     from aot.cache_store.store import Entry
-    from aot.listing import Row
-    from aot.offer import Wanted, offers
+    from aot.shipping.listing import Row
+    from aot.shipping.offer import Wanted, offers
 
     pins = Lock.read(lock_file(os.environ)).pins
     if not pins:

@@ -28,8 +28,8 @@ def push(
     from aot.cache_store.hub import HubStore
     from aot.cache_store.signing import SigningKey
     from aot.cache_store.transfer import push as transfer
-    from aot.card import render
-    from aot.listing import listing, pick
+    from aot.shipping.card import render
+    from aot.shipping.listing import listing, pick
 
     if public and not create:
         raise BadInput("--public says how to --create.", remedy="add --create, or leave --public out.")

@@ -6,9 +6,9 @@ from typing import Any
 
 from aot.cli.request import Json
 from aot.cli.text import print_json, print_records
-from aot.mode import COMBINATIONS, WORDS
-from aot.recipe import SCOPES, Recipe
 from aot.recipes import RECIPES
+from aot.request.mode import COMBINATIONS, WORDS
+from aot.request.recipe import SCOPES, Recipe
 
 
 def recipes(json: Json = False) -> None:

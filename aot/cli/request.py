@@ -9,13 +9,13 @@ import typer
 
 from aot.choice import choice
 from aot.errors import BadInput
-from aot.mode import COMBINATIONS, TIMED_OPTIONS, WORDS
-from aot.options import DEFAULT_MODE, Options
-from aot.recipe import Recipe
+from aot.machine.sku import CPU, find_sku
 from aot.recipes import find
-from aot.request import Request
-from aot.shape import Shape
-from aot.sku import CPU, find_sku
+from aot.request.mode import COMBINATIONS, TIMED_OPTIONS, WORDS
+from aot.request.options import DEFAULT_MODE, Options
+from aot.request.recipe import Recipe
+from aot.request.request import Request
+from aot.request.shape import Shape
 
 RecipeName: TypeAlias = Annotated[str, typer.Argument(help="Recipe, for example pixart-alpha.", metavar="RECIPE")]
 Variant: TypeAlias = Annotated[str, typer.Option(help="Which row of the recipe: full, small or tiny.")]

@@ -12,7 +12,7 @@ from aot.cli.text import age, found_cubins, now, print_json, size
 
 if TYPE_CHECKING:
     from aot.cache_store.manifest import Manifest
-    from aot.listing import Row
+    from aot.shipping.listing import Row
 
 
 def show(
@@ -23,10 +23,10 @@ def show(
 
     Where several match, the newest is shown, and how the others' keys differ from its.
     """
+    from aot.artifact.key import Key
     from aot.cache_store.signing import claimed
     from aot.cache_store.store import read_manifest
-    from aot.key import Key
-    from aot.listing import described, listing, pick
+    from aot.shipping.listing import described, listing, pick
 
     store = local_store()
     first, *others = pick(listing(store), artifact)

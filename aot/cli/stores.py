@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from aot.sku import CPU
+from aot.machine.sku import CPU
 
 if TYPE_CHECKING:
+    from aot.artifact.guard import Guard
     from aot.cache_store.local import LocalStore
     from aot.cache_store.store import PrunableStore
-    from aot.guard import Guard
-    from aot.offer import Offer, Wanted
-    from aot.target import Allow, Target
+    from aot.machine.target import Allow, Target
+    from aot.shipping.offer import Offer, Wanted
 
 LOCATION = "Store: hf://ORG/REPO[@REVISION], s3://…, any fsspec URL, or a path."
 Location: TypeAlias = Annotated[str, typer.Argument(help=LOCATION, metavar="STORE")]
@@ -57,21 +57,21 @@ def open_remote(location: str) -> PrunableStore:
 
 def open_guard(store: LocalStore) -> Guard:
     """The policy of that store's root, with the pins of the lock file."""
-    from aot.guard import Guard
+    from aot.artifact.guard import Guard
 
     return Guard.of(store.root, os.environ)
 
 
 def allowed(other_sku: bool, other_torch: bool) -> frozenset[Allow]:
     """The differences between machines whose option was given."""
-    from aot.target import Allow
+    from aot.machine.target import Allow
 
     return frozenset(allow for allow, given in ((Allow.SKU, other_sku), (Allow.TORCH, other_torch)) if given)
 
 
 def machine(gpu: str, built: Target) -> Target:
     """The machine asked about; this one's GPU for an artifact for GPUs, if it has one."""
-    from aot.device import gpus_here
+    from aot.machine.device import gpus_here
 
     if gpu != "auto":
         return _named(gpu)
@@ -80,14 +80,14 @@ def machine(gpu: str, built: Target) -> Target:
 
 @cache
 def _named(gpu: str) -> Target:
-    from aot.target import Target
+    from aot.machine.target import Target
 
     return Target.named(gpu)
 
 
 @cache
 def _detected(device: str) -> Target:
-    from aot.target import Target
+    from aot.machine.target import Target
 
     return Target.detect(device)
 
@@ -96,8 +96,8 @@ def ask(store: PrunableStore, wanted: Wanted, gpu: str) -> list[Offer]:
     """What the store has of a recipe for that machine. Raises Missing naming the recipes that it has; RolledBack."""
     from aot.cache_store.errors import Missing
     from aot.cache_store.history import check_history
-    from aot.listing import Row
-    from aot.offer import offers
+    from aot.shipping.listing import Row
+    from aot.shipping.offer import offers
 
     rows = [Row(entry) for entry in store.entries() if entry.key]
     check_history(store, local_store())

@@ -8,7 +8,7 @@ import typer
 
 from aot.cli.request import Json
 from aot.cli.text import print_json, print_table, size
-from aot.sku import SKUS, Sku
+from aot.machine.sku import SKUS, Sku
 
 
 def targets(
@@ -36,8 +36,8 @@ def _row(sku: Sku) -> dict[str, Any]:
 
 
 def _here(json: bool) -> None:
-    from aot.device import choose_ordinal, gpus_here, properties_here
-    from aot.target import Target
+    from aot.machine.device import choose_ordinal, gpus_here, properties_here
+    from aot.machine.target import Target
 
     found: list[dict[str, Any]] = [{"gpu": "cpu", "target": str(Target.named("cpu")), "row": None, "differs": []}]
     for ordinal, properties in enumerate(properties_here()):

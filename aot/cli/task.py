@@ -1,4 +1,4 @@
-"""The entry of a work process (`aot.process`): `python -m aot.cli.task NAME FD`, the request as the first line of input."""
+"""The entry of a work process (`aot.compiler.process`): `python -m aot.cli.task NAME FD`, the request as the first line of input."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from aot.cache_store.errors import CodedError
+from aot.compiler.process import Parent
 from aot.errors import BuildFailed
-from aot.process import Parent
 from aot.recipes import find
-from aot.request import Request
+from aot.request.request import Request
 
 
 def main() -> int:
@@ -34,7 +34,7 @@ def main() -> int:
 
 def _do(name: str, message: dict[str, Any], parent: Parent) -> None:
     if name == "canary":
-        from aot.canary import sing
+        from aot.serving.canary import sing
 
         sing(message, parent)
         return
@@ -42,19 +42,19 @@ def _do(name: str, message: dict[str, Any], parent: Parent) -> None:
     recipe = find(request.recipe)
     match name:
         case "graphs":
-            from aot.graphs import compile_artifact
+            from aot.building.graphs import compile_artifact
 
             compile_artifact(recipe, request, Path(message["directory"]), parent)
         case "cache":
-            from aot.graphs import fill_cache
+            from aot.building.graphs import fill_cache
 
             fill_cache(recipe, request, parent)
         case "calls":
-            from aot.measure import save_calls
+            from aot.benchmark.measure import save_calls
 
             save_calls(recipe, request, message, parent)
         case "measure":
-            from aot.measure import measure
+            from aot.benchmark.measure import measure
 
             measure(recipe, request, message, parent)
         case _:

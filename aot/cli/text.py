@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aot.build import Progress
+    from aot.building.build import Progress
     from aot.cache_store.manifest import Manifest
 
 

@@ -21,8 +21,8 @@ def verify(
 ) -> None:
     """Check an artifact of the local store: who vouches for it, and every byte of every file."""
     from aot.cache_store.fsck import check_layers
-    from aot.listing import listing, pick
-    from aot.target import Target
+    from aot.machine.target import Target
+    from aot.shipping.listing import listing, pick
 
     local = stores.local_store()
     row, *_ = pick(listing(local), artifact)
@@ -31,7 +31,7 @@ def verify(
     files = check_layers(local, admitted.manifest)
     error = None
     if execute:
-        from aot.canary import send
+        from aot.serving.canary import send
 
         here = stores.machine("auto", Target.of_parts(admitted.manifest.key))
         error = send(local, admitted, here=here, guard=guard, again=True)

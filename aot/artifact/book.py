@@ -1,0 +1,104 @@
+"""Shape book: the graphs an artifact holds, each by the signature it serves. One file of the graph layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from aot.artifact.dynamic import DynamicRange
+from aot.cache_store.canonical import decode, encode
+from aot.cache_store.digest import Digest
+from aot.model.fingerprint import Fingerprint
+from aot.model.signature import Form, Signature, TensorSpec, form_from_json, form_to_json
+
+FILE = "book.json"
+
+
+@dataclass(frozen=True, slots=True)
+class GraphEntry:
+    """One compiled graph. `paths` are the submodules of the component that run through it, `""` being the component.
+
+    It serves the calls of `signature`, and with `dynamic` all of that range. A `frozen` one has its weights inside.
+    """
+
+    component: str
+    paths: tuple[str, ...]
+    kind: Digest  # of the fingerprint that those submodules share
+    file: str
+    signature: Signature
+    outputs: Form
+    dynamic: DynamicRange | None = None
+    frozen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What the submodules of one kind share: their structure, and the weights a graph of that kind takes, in order."""
+
+    fingerprint: Fingerprint
+    weights: tuple[tuple[str, TensorSpec], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """The graphs, the fingerprint of each component, and the kinds they refer to."""
+
+    graphs: tuple[GraphEntry, ...]
+    components: dict[str, Digest] = field(default_factory=dict)
+    kinds: dict[Digest, Kind] = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        return encode(
+            {
+                "graphs": [_graph_to_json(entry) for entry in self.graphs],
+                "components": {path: digest.hex for path, digest in self.components.items()},
+                "kinds": {digest.hex: _kind_to_json(kind) for digest, kind in self.kinds.items()},
+            }
+        )
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Self:
+        """Raises Malformed when `raw` is not canonical JSON; its digest was verified before, so its fields are as written."""
+        value = decode(raw, what="shape book")
+        return cls(
+            graphs=tuple(map(_graph_from_json, value["graphs"])),
+            components={path: Digest(hex) for path, hex in value["components"].items()},
+            kinds={Digest(hex): _kind_from_json(kind) for hex, kind in value["kinds"].items()},
+        )
+
+
+def _graph_to_json(entry: GraphEntry) -> dict[str, Any]:
+    return {
+        "component": entry.component,
+        "paths": list(entry.paths),
+        "kind": entry.kind.hex,
+        "file": entry.file,
+        "signature": entry.signature.to_json(),
+        "outputs": form_to_json(entry.outputs),
+        "dynamic": entry.dynamic and entry.dynamic.to_json(),
+        "frozen": entry.frozen,
+    }
+
+
+def _graph_from_json(value: dict[str, Any]) -> GraphEntry:
+    return GraphEntry(
+        component=value["component"],
+        paths=tuple(value["paths"]),
+        kind=Digest(value["kind"]),
+        file=value["file"],
+        signature=Signature.from_json(value["signature"]),
+        outputs=form_from_json(value["outputs"]),
+        dynamic=value["dynamic"] and DynamicRange.from_json(value["dynamic"]),
+        frozen=value["frozen"],
+    )
+
+
+def _kind_to_json(kind: Kind) -> dict[str, Any]:
+    return {"fingerprint": kind.fingerprint.to_json(), "weights": [[name, spec.to_json()] for name, spec in kind.weights]}
+
+
+def _kind_from_json(value: dict[str, Any]) -> Kind:
+    return Kind(
+        fingerprint=Fingerprint.from_json(value["fingerprint"]),
+        weights=tuple((name, TensorSpec.from_json(spec)) for name, spec in value["weights"]),
+    )

@@ -1,0 +1,117 @@
+"""Artifact: its layers, verified, as files and libraries of this process."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from aot.artifact.book import FILE, Book
+from aot.artifact.cudagraph import CudaRecorder
+from aot.artifact.guard import Guard, open_timed
+from aot.artifact.ledger import Ledger
+from aot.artifact.runner import Graph
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Corrupt, Malformed, named
+from aot.cache_store.layer import materialise, verify
+from aot.cache_store.manifest import Layer, Manifest
+from aot.cache_store.patience import LOAD_SECONDS, Deadline
+from aot.cache_store.store import Store
+from aot.cache_store.trust import Admitted
+from aot.request.mode import Mode
+
+GRAPH, CACHE = "graph", "cache"  # the kinds of layer
+
+
+def open_graphs(
+    store: Store,
+    admitted: Admitted,
+    ledger: Ledger,
+    *,
+    components: Container[str],
+    guard: Guard | None = None,
+) -> tuple[Book, list[Graph]]:
+    """Verify the graph layer and open the libraries of these of its components. What each step took goes into `ledger`.
+
+    Every byte is verified before anything parses or maps it. The files are gone again when this returns: the process
+    keeps the mapping, and a process that is killed leaves nothing behind. With a `guard` a mark is left while libraries are
+    opened, and during the first call of each. Raises Corrupt, Missing, LoadFailed, TimedOut.
+    """
+    digest, manifest = admitted.digest, admitted.manifest
+    layer = _graph_layer(digest, manifest)
+    device, cudagraphs = manifest.key["target.device"], Mode.parse(manifest.key["mode"]).cudagraphs
+    entering = partial(guard.entering, digest) if guard else nullcontext
+    with run_directory() as directory, open_timed(store, layer.digest, loading(digest)) as blob:
+        with ledger.timed("verify"):
+            verify(layer, blob)
+        with ledger.timed("materialise"):
+            book = _book(layer, manifest, blob=blob, into=directory, digest=digest)
+            entries = [entry for entry in book.graphs if entry.component in components]
+            files = {entry.file for entry in entries}
+            needed = [file for file in manifest.files_of(layer) if file.path in files]
+            materialise(layer, files=needed, blob=blob, into=directory)
+        with ledger.timed("load"), entering():
+            graphs = [Graph(entry, directory / entry.file, device=device, cudagraphs=cudagraphs) for entry in entries]
+    for graph in graphs:
+        graph.enter_first(entering)
+        if cudagraphs:
+            graph.replay(CudaRecorder(), partial(ledger.spent, "record"))
+    ledger.graphs += graphs
+    ledger.artifacts.append(str(digest))
+    return book, graphs
+
+
+def read_book(store: Store, admitted: Admitted) -> Book:
+    """The shape book alone, to explain a miss; no library is opened. Raises Corrupt, Missing, TimedOut."""
+    digest, manifest = admitted.digest, admitted.manifest
+    layer = _graph_layer(digest, manifest)
+    with run_directory() as directory, open_timed(store, layer.digest, loading(digest)) as blob:
+        verify(layer, blob)
+        return _book(layer, manifest, blob=blob, into=directory, digest=digest)
+
+
+def _book(layer: Layer, manifest: Manifest, *, blob: BinaryIO, into: Path, digest: Digest) -> Book:
+    """The shape book of a verified layer."""
+    materialise(layer, files=[entry for entry in manifest.files_of(layer) if entry.path == FILE], blob=blob, into=into)
+    try:
+        return Book.parse((into / FILE).read_bytes())
+    except (Malformed, FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        raise Corrupt(f"artifact {digest.short}: its shape book cannot be read: {error}", culprit=str(digest)) from error
+
+
+def _graph_layer(digest: Digest, manifest: Manifest) -> Layer:
+    layer = manifest.layer(GRAPH)
+    if layer is None:
+        raise Corrupt(f"artifact {digest.short} has no graph layer.", culprit=str(digest))
+    return layer
+
+
+def unpack(store: Store, admitted: Admitted, *, layer: Layer, into: Path, ledger: Ledger) -> None:
+    """Verify one layer and write its files below `into`. Raises Corrupt, Missing, TimedOut."""
+    manifest = admitted.manifest
+    with open_timed(store, layer.digest, loading(admitted.digest)) as blob:
+        with ledger.timed("verify"):
+            verify(layer, blob)
+        with ledger.timed("materialise"):
+            materialise(layer, files=manifest.files_of(layer), blob=blob, into=into)
+
+
+def loading(digest: Digest) -> Deadline:
+    """The time that loading an artifact may take once its bytes are on this machine."""
+    return Deadline(LOAD_SECONDS, f"loading artifact {digest.short}")
+
+
+@contextmanager
+def run_directory(prefix: str = "aot-run-") -> Iterator[Path]:
+    """A directory of this process's own, 0700, on the local disk that TMPDIR names."""
+    temporary = Path(tempfile.gettempdir())
+    with named(temporary):
+        directory = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,183 @@
+"""Bench: the start-up ledger. Each way in its own fresh process; then their steady states, interleaved."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aot.benchmark.measurement import Measurement, Way
+from aot.building.build import Progress, build, fresh, wait_for
+from aot.cache_store.local import LocalStore
+from aot.compiler.process import Event, Process
+from aot.environment import GRAPH_CACHE, INDUCTOR_DIRECTORY
+from aot.machine.target import Target
+from aot.request.request import Request
+
+
+@dataclass(slots=True)
+class Account:
+    """What one way cost. Seconds unless the name says otherwise; calls in the order of `Ledger.calls`."""
+
+    way: Way
+    setup_s: float
+    parts_s: dict[str, float]  # of the setup: find, verify, materialise, load
+    first_call_s: list[float]
+    against_eager: dict[str, Any]
+    steady_s: list[float] = field(default_factory=list)  # median over rounds of each call's median
+    pipeline_first_s: float = 0.0
+    pipeline_s: float = 0.0
+    iterations_per_s: float = 0.0
+    max_memory: int = 0  # bytes
+    inductor_imported: bool = False
+
+    @property
+    def startup_s(self) -> float:
+        """From a pipeline with its weights to the first output of every component."""
+        return self.setup_s + sum(self.first_call_s)
+
+
+@dataclass(frozen=True, slots=True)
+class StartupLedger:
+    """All ways, measured in one run on one machine."""
+
+    request: Request
+    digest: str
+    size: int
+    calls: list[str]
+    accounts: dict[Way, Account]
+    machine: dict[str, Any]
+
+    def ratios(self) -> dict[str, float]:
+        """What is compared across machines: ratios and one difference, within one run, of the ways that it measured."""
+        eager, artifact = self.accounts[Way.EAGER], self.accounts[Way.ARTIFACT]
+        cold, warm = self.accounts.get(Way.COLD), self.accounts.get(Way.JIT_WARM)
+        found = {
+            "cold_over_artifact": cold and cold.startup_s / artifact.startup_s,
+            "jit_warm_over_artifact": warm and warm.startup_s / artifact.startup_s,
+            "artifact_minus_eager_s": artifact.startup_s - eager.startup_s,
+            "steady_artifact_over_jit": warm and sum(artifact.steady_s) / sum(warm.steady_s),
+            "steady_artifact_over_eager": sum(artifact.steady_s) / sum(eager.steady_s),
+            "max_abs_error": artifact.against_eager["max_abs"],
+            "relative_l2_error": artifact.against_eager["relative_l2"],
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def seed_rows(self) -> list[tuple[str, str]]:
+        """The rows of nexfort's tables. Warm-up is the time to the end of the first image, setup and compilation included."""
+        eager, artifact = self.accounts[Way.EAGER], self.accounts[Way.ARTIFACT]
+        cold, warm = self.accounts.get(Way.COLD), self.accounts.get(Way.JIT_WARM)
+        gain = artifact.iterations_per_s / eager.iterations_per_s - 1
+        saved = artifact.pipeline_s / eager.pipeline_s - 1
+        warm_ups = (
+            ("PyTorch warm-up with run time", eager),
+            ("torch.compile warm-up with compilation time", cold),
+            ("torch.compile warm-up with cache time", warm),
+            ("aot warm-up with artifact time", artifact),
+        )
+        return [
+            ("PyTorch iteration speed", f"{eager.iterations_per_s:.3f} it/s"),
+            ("aot iteration speed", f"{artifact.iterations_per_s:.3f} it/s ({gain:+.1%})"),
+            ("PyTorch E2E time", f"{eager.pipeline_s:.3f} s"),
+            ("aot E2E time", f"{artifact.pipeline_s:.3f} s ({saved:+.1%})"),
+            ("PyTorch max memory used", f"{eager.max_memory / 2**30:.3f} GiB"),
+            ("aot max memory used", f"{artifact.max_memory / 2**30:.3f} GiB"),
+            *((name, f"{account.startup_s + account.pipeline_first_s:.3f} s") for name, account in warm_ups if account),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "request": self.request.to_json(),
+            "artifact": {"digest": self.digest, "size": self.size},
+            "machine": self.machine,
+            "calls": self.calls,
+            "ways": {way: {**asdict(account), "startup_s": account.startup_s} for way, account in self.accounts.items()},
+            "ratios": self.ratios(),
+            "seed_rows": dict(self.seed_rows()),
+        }
+
+
+def bench(request: Request, store: LocalStore, *, plan: Measurement, progress: Progress, environ: Mapping[str, str]) -> StartupLedger:
+    """Build the artifact if `store` lacks it, then measure each way. Raises CodedError.
+
+    Imports and the making of weights are excluded; the JIT-warm way uses the very directory that the cold one filled.
+    """
+    built = build(request, store, progress=progress, environ=environ)
+    with ExitStack() as stack:
+        work = stack.enter_context(store.temporary())
+        message = {"request": request.to_json(), "calls": str(work / "calls"), "outputs": str(work / "outputs"), "steps": plan.steps}
+        with Process("calls", message, log=built.log, environ=fresh(environ, work / "capture")) as child:
+            wait_for(child.events(), "done", progress)
+        runs = [stack.enter_context(_Run(way, message, work, store, environ, built.log, progress)) for way in plan.ways]
+        for number in range(plan.rounds):
+            progress(f"steady state, round {number + 1} of {plan.rounds}")
+            for run in runs:
+                run.round()
+        for run in runs:
+            progress(f"{run.account.way}: the whole pipeline, {plan.steps} steps")
+            run.pipeline()
+        accounts = {run.account.way: run.finish() for run in runs}
+    return StartupLedger(request, str(built.digest), built.manifest.size, runs[0].calls, accounts, _machine(request))
+
+
+class _Run:
+    """One way's process, from its start to its last order."""
+
+    def __init__(
+        self, way: Way, message: Mapping[str, Any], work: Path, store: LocalStore, environ: Mapping[str, str], log: Path, progress: Progress
+    ) -> None:
+        directory = work / ("inductor" if way in (Way.COLD, Way.JIT_WARM) else f"inductor-{way}")
+        inherited = {**environ, INDUCTOR_DIRECTORY: str(directory)} if directory.exists() else fresh(environ, directory)
+        cache = str(store.root) if way is Way.ARTIFACT else "0"
+        progress(f"{way}: start up in a fresh process")
+        self._process = Process("measure", {**message, "way": way}, log=log, environ={**inherited, GRAPH_CACHE: cache})
+        self._events: Iterator[Event] = self._process.events()
+        self._progress = progress
+        self._rounds: list[list[float]] = []
+        started, compared = self._wait("started"), self._wait("compared")
+        self.calls: list[str] = started["calls"]
+        self.account = Account(
+            way=way,
+            setup_s=started["setup_s"],
+            parts_s=started["parts_s"],
+            first_call_s=started["first_call_s"],
+            against_eager={name: compared[name] for name in ("max_abs", "relative_l2", "psnr")},
+        )
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._process.__exit__(*error)
+
+    def _wait(self, name: str) -> Event:
+        return wait_for(self._events, name, self._progress)
+
+    def round(self) -> None:
+        self._process.send("round")
+        self._rounds.append(self._wait("round")["median_s"])
+
+    def pipeline(self) -> None:
+        """The first image, whose time belongs to the warm-up, and a second."""
+        found = []
+        for _ in range(2):
+            self._process.send("pipeline")
+            found.append(self._wait("pipeline"))
+        self.account.pipeline_first_s, self.account.pipeline_s = found[0]["seconds"], found[1]["seconds"]
+        self.account.iterations_per_s = found[1]["iterations_per_s"]
+
+    def finish(self) -> Account:
+        self._process.send("stop")
+        done = self._wait("done")
+        self.account.max_memory, self.account.inductor_imported = done["max_memory"], done["inductor_imported"]
+        self.account.steady_s = [statistics.median(times) for times in zip(*self._rounds, strict=True)]
+        return self.account
+
+
+def _machine(request: Request) -> dict[str, Any]:
+    return {"target": str(Target.named(request.gpu)), "cores": os.cpu_count(), "python": platform.python_version()}

@@ -1,0 +1,198 @@
+"""Build: one artifact, from a request to a commit in a store."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import reduce
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from aot.artifact.key import Key
+from aot.artifact.opened import CACHE, GRAPH
+from aot.cache_store.digest import Digest
+from aot.cache_store.layer import pack
+from aot.cache_store.local import LocalStore
+from aot.cache_store.manifest import FileEntry, Layer, Manifest
+from aot.cache_store.signing import SigningKey, merge
+from aot.cache_store.store import Ref
+from aot.compiler.isolated import Interpreter
+from aot.compiler.process import Event, Process
+from aot.compiler.toolchain import find_compiler, strip, write_compiler
+from aot.compiler.toolkit import find_toolkit, toolkit_environment
+from aot.environment import INDUCTOR_DIRECTORY, SIGNING_KEY
+from aot.errors import BuildFailed
+from aot.machine.sku import CPU
+from aot.machine.target import Target
+from aot.request.request import Request
+
+# Inductor's own bookkeeping of one machine, worthless elsewhere: lock files, and C++ headers it precompiled for itself
+_NOT_SHIPPED = ("locks", "precompiled_headers", "tmp")
+
+Progress: TypeAlias = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A build's outcome. `fresh` is False when the store held the artifact already."""
+
+    ref: Ref
+    digest: Digest
+    manifest: Manifest
+    fresh: bool
+    log: Path
+
+
+def build(
+    request: Request,
+    store: LocalStore,
+    *,
+    progress: Progress,
+    environ: Mapping[str, str],
+    rebuild: bool = False,
+    interpreter: Interpreter | None = None,
+) -> Built:
+    """Build the artifact that `request` asks for and commit it to `store`; the store's own if it is there already.
+
+    Compilation runs in fresh processes with fresh compiler caches; what they print goes to a log beside the store. Two builds
+    of one key at once make one artifact. On any error, or when killed, nothing is stored. `interpreter`: the Python, and so
+    the torch, to compile with; by default this process's own. Raises CodedError.
+    """
+    compiled_by = interpreter or Interpreter()
+    keys = signing_keys(store.root, environ)
+    environ = compiled_by.environment(environ)
+    log = _log(store, request)
+    with store.temporary() as work:
+        graphs = work / GRAPH
+        graphs.mkdir()
+        started = time.perf_counter()
+        message = {"request": request.to_json(), "directory": str(graphs)}
+        compiling = {**fresh(environ, work / "inductor"), **_tools(request, store.root / "toolchain", environ, compiled_by)}
+        with Process("graphs", message, log=log, environ=compiling, python=compiled_by.python) as child:
+            events = child.events()
+            planned = wait_for(events, "key", progress)
+            key = Key(planned["parts"])
+            ref = Ref(request.recipe, key.digest)
+            with store.building(ref) as waited:
+                present = store.resolve(ref)
+                if present and (waited or not rebuild):
+                    child.send("stop")
+                    return Built(ref, present, Manifest.parse(store.manifest(present)), fresh=False, log=log)
+                child.send("go")
+                done = wait_for(events, "done", progress)
+                kinds = [GRAPH]
+                if request.cache_layer:
+                    _fill_cache(request, work / CACHE, log=log, environ=environ, python=compiled_by.python, progress=progress)
+                    kinds.append(CACHE)
+                progress("pack and store")
+                producer = {**_producer(), **planned["versions"], "cold_build": f"{time.perf_counter() - started:.1f}"}
+                manifest, blobs = _pack(work, kinds, key=key, name=request.recipe, done=done, producer=producer)
+                digest = store.commit(ref, manifest.encode(), blobs, envelope=_signed(manifest.encode(), keys))
+    return Built(ref, digest, manifest, fresh=True, log=log)
+
+
+def check_host(request: Request, environ: Mapping[str, str], interpreter: Interpreter | None = None) -> None:
+    """Raises BadEnvironment or BadInput when this host cannot build `request`. Imports no torch: a wrong host is told at once."""
+    find_compiler(environ)
+    if interpreter is None:
+        Target.named(request.gpu)
+    if request.gpu != CPU:
+        find_toolkit(environ, (interpreter or Interpreter()).path, nvcc=bool(request.also))
+
+
+def _tools(request: Request, directory: Path, environ: Mapping[str, str], interpreter: Interpreter) -> dict[str, str]:
+    """The variables by which torch finds the compiler, and for a GPU a CUDA toolkit."""
+    tools = {"CXX": str(write_compiler(directory, request.gpu, environ))}
+    if request.simulate:
+        tools["CUDA_VISIBLE_DEVICES"] = ""  # another GPU that is here must not answer in place of the simulated one
+    if request.gpu != CPU:
+        tools |= toolkit_environment(directory, environ, path=interpreter.path, nvcc=bool(request.also))
+    if request.also:
+        versions = [arch.removeprefix("sm_") for arch in request.also]
+        tools["TORCH_CUDA_ARCH_LIST"] = " ".join(f"{version[:-1]}.{version[-1]}" for version in versions)
+    return tools
+
+
+def _fill_cache(request: Request, directory: Path, *, log: Path, environ: Mapping[str, str], python: str, progress: Progress) -> None:
+    progress("start torch.compile for the cache layer")
+    with Process("cache", {"request": request.to_json()}, log=log, environ=fresh(environ, directory), python=python) as child:
+        wait_for(child.events(), "done", progress)
+    strip(directory)
+
+
+def wait_for(events: Any, name: str, progress: Progress) -> Event:
+    """The next event of that name; stages on the way are shown. The end of the events is an error of its own."""
+    for event in events:
+        if event["event"] == name:
+            found: Event = event
+            return found
+        if event["event"] == "stage":
+            progress(event["what"])
+    raise BuildFailed(f"the build process ended without {name!r}.")
+
+
+def _pack(
+    work: Path, kinds: list[str], *, key: Key, name: str, done: Event, producer: dict[str, str]
+) -> tuple[Manifest, dict[Digest, Path]]:
+    layers: list[Layer] = []
+    files: list[FileEntry] = []
+    blobs: dict[Digest, Path] = {}
+    for kind in kinds:
+        blob = work / f"{kind}.layer"
+        with open(blob, "wb") as target:
+            layer, entries = pack(kind, kind=kind, root=work / kind, paths=_shipped(work / kind), target=target)
+        layers.append(layer)
+        files += entries
+        blobs[layer.digest] = blob
+    manifest = Manifest(
+        name=name,
+        key=dict(key.parts),
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        producer=producer,
+        layers=tuple(layers),
+        files=tuple(files),
+        measured=done["measured"],
+        certificate=done["certificate"],
+    )
+    return manifest, blobs
+
+
+def signing_keys(root: Path, environ: Mapping[str, str]) -> list[SigningKey]:
+    """This machine's, and the one in the file that AOT_SIGNING_KEY names. Raises Malformed, RootRefused, Unreachable."""
+    own = SigningKey.of_machine(root)
+    return [own, SigningKey(Path(environ[SIGNING_KEY]).expanduser())] if environ.get(SIGNING_KEY) else [own]
+
+
+def _signed(manifest: bytes, keys: list[SigningKey]) -> bytes | None:
+    return reduce(merge, (key.sign(manifest) for key in keys), None)
+
+
+def _shipped(root: Path) -> list[str]:
+    found = [path.relative_to(root) for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+    return [path.as_posix() for path in found if path.parts[0] not in _NOT_SHIPPED and path.suffix not in (".lock", ".tmp", ".pt2")]
+
+
+def _producer() -> dict[str, str]:
+    return {package: version(package) for package in ("aot", "zstandard")}
+
+
+def _log(store: LocalStore, request: Request) -> Path:
+    folder = store.root / "logs"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / f"{request.recipe}-{request.variant}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.log"
+
+
+def fresh(environ: Mapping[str, str], directory: Path) -> dict[str, str]:
+    """The environment of a compiling process: an empty Inductor directory, and nothing that changes from run to run."""
+    directory.mkdir()
+    return {
+        **environ,
+        INDUCTOR_DIRECTORY: str(directory),
+        "TRITON_CACHE_DIR": str(directory / "triton"),
+        "TRITON_DISABLE_LINE_INFO": "1",  # or every kernel holds the path of its source, another one each time
+        "PYTHONHASHSEED": "0",
+    }

@@ -1,0 +1,198 @@
+"""Graphs: what a build's own processes do. Compile a plan's units, check them against eager, fill a cache directory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+from unittest import mock
+
+import torch
+
+from aot.artifact.book import FILE, Book, GraphEntry, Kind
+from aot.artifact.certificate import check, compare, tolerance
+from aot.artifact.golden import FILE as GOLDEN
+from aot.artifact.golden import Golden
+from aot.artifact.ledger import Ledger
+from aot.artifact.runner import Graph
+from aot.building.plan import Plan, Unit, make_plan
+from aot.cache_store.digest import Digest
+from aot.compiler.cubin import architectures
+from aot.compiler.inductor import Configuration, check_options, compile_graph, jit
+from aot.compiler.parallel import in_forks
+from aot.compiler.process import Parent
+from aot.environment import INDUCTOR_DIRECTORY
+from aot.errors import BuildFailed
+from aot.machine.device import Device, open_device, wait_for_device
+from aot.machine.settings import claim, complete
+from aot.machine.sku import CPU
+from aot.machine.target import Target
+from aot.model.capture import Call, in_dtype
+from aot.model.signature import Form, TensorSpec
+from aot.model.weights import LiveWeights
+from aot.request.recipe import Recipe
+from aot.request.request import Request
+from aot.serving.dispatch import OnMiss, ServedBy
+from aot.serving.load import forward_of, put, sites, take_away
+
+Measured: TypeAlias = dict[str, Any]
+
+
+def compile_artifact(recipe: Recipe, request: Request, directory: Path, parent: Parent) -> None:
+    """Fill `directory` with the files of the graph layer. The parent hears the key first and answers whether to go on."""
+    check_options(request.options)
+    claim("this build", complete(request.options.process))
+    with open_device(request.gpu, simulate=request.simulate) as device:
+        _compile_on(device, recipe, request, directory, parent)
+
+
+def _compile_on(device: Device, recipe: Recipe, request: Request, directory: Path, parent: Parent) -> None:
+    with _stage(parent, "capture the pipeline's calls"):
+        plan = make_plan(recipe, request, device)
+    parent.tell("key", parts=dict(plan.key.parts), units=list(map(str, plan.units)), versions=_versions(device))
+    if parent.receive() != "go":
+        return
+    measured: Measured = {"compile_s": {}}
+    book = _compile(plan, request, device, directory, parent, measured)
+    (directory / FILE).write_bytes(book.encode())
+    certificate: dict[str, Any] = {"unchecked": f"built without its GPU: nothing was run on {Target.named(request.gpu).sku}"}
+    if not device.simulated:
+        with _stage(parent, "check against eager"):
+            graphs = [Graph(entry, directory / entry.file, device=device.type) for entry in book.graphs]
+            allowed = tolerance(request.options.mode, request.dtype)
+            certificate = check_graphs(plan, book, graphs, device=device.type, allowed=allowed, measured=measured)
+        with _stage(parent, "record golden outputs"):
+            golden = Golden.record(book, {graph.entry.file: graph.run_flat for graph in graphs})
+            (directory / GOLDEN).write_bytes(golden.encode())
+    parent.tell("done", measured=measured, certificate=certificate)
+
+
+def fill_cache(recipe: Recipe, request: Request, parent: Parent) -> None:
+    """Run every call asked for through torch.compile once; TORCHINDUCTOR_CACHE_DIR is then the cache layer's content.
+
+    Compiled are the same submodules that the graphs are about: what a dispatcher falls back to must be what is warm.
+    """
+    claim("this build", complete(request.options.process))
+    plan = make_plan(recipe, request)
+    for site in plan.sites():
+        put(site, jit(forward_of(site), request.options))
+    for call in plan.calls:
+        with _stage(parent, f"torch.compile {call.component} for the cache layer"), torch.inference_mode():
+            _timed(plan, call)
+    parent.tell("done")
+
+
+def _versions(device: Device) -> dict[str, str]:
+    """Of what compiles; triton and CUDA where they take part."""
+    found = {"torch": torch.__version__, "diffusers": version("diffusers"), "python": platform.python_version()}
+    return found if device.type == CPU else {**found, "triton": version("triton"), "cuda": str(torch.version.cuda)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """What compiling one unit gave, beside its library."""
+
+    outputs: Form
+    weights: tuple[tuple[str, TensorSpec], ...]
+    seconds: float
+    cubins: dict[str, int]
+
+
+def _compile(plan: Plan, request: Request, device: Device, directory: Path, parent: Parent, measured: Measured) -> Book:
+    """Compile every unit, several at once: in forks, which a real GPU's context does not survive."""
+    files = [f"{unit.component}-{number}.so" for number, unit in enumerate(plan.units)]
+    work = [partial(_compile_unit, plan, request, device, unit, directory / file) for unit, file in zip(plan.units, files, strict=True)]
+    at_once = len(os.sched_getaffinity(0)) if device.simulated or device.type == CPU else 1
+    parent.tell("stage", what=f"compile {len(work)} graphs, {min(at_once, len(work))} at once")
+    found: dict[int, _Compiled] = {}
+    for place, compiled in in_forks(work, at_once=at_once):
+        found[place] = compiled
+        parent.tell("stage", what=f"compiled {plan.units[place]} in {compiled.seconds:.1f} s ({len(found)} of {len(work)})")
+    entries, kinds, frozen = [], dict[Digest, Kind](), request.options.mode.freezing
+    for number, (unit, file) in enumerate(zip(plan.units, files, strict=True)):
+        one = found[number]
+        kinds[unit.kind] = Kind(plan.kinds[unit.kind][1], one.weights)
+        entries.append(GraphEntry(unit.component, unit.paths, unit.kind, file, unit.signature, one.outputs, unit.dynamic, frozen))
+        measured["compile_s"][file] = one.seconds
+        if one.cubins:
+            measured.setdefault("cubins", {})[file] = one.cubins
+    components = {path: fingerprint.digest for path, fingerprint in plan.fingerprints.items()}
+    for fingerprint in plan.fingerprints.values():  # in regional scope no graph is of a component's kind: kept to explain a miss
+        kinds.setdefault(fingerprint.digest, Kind(fingerprint))
+    return Book(tuple(entries), components, kinds)
+
+
+def _compile_unit(plan: Plan, request: Request, device: Device, unit: Unit, library: Path) -> _Compiled:
+    started, (module, _) = time.perf_counter(), plan.kinds[unit.kind]
+    configuration = Configuration(request.inductor, request.options.mode.freezing, device.type, request.also)
+    with device.tensors():
+        tensors = unit.signature.zeros()
+    # each in a directory of its own: two graphs compiled at once would write files of the same names
+    own = {INDUCTOR_DIRECTORY: str(Path(os.environ[INDUCTOR_DIRECTORY]) / library.stem)}
+    with in_dtype(module, unit.dtype), mock.patch.dict(os.environ, own):
+        outputs = compile_graph(module, unit.signature, tensors, dynamic=unit.dynamic, configuration=configuration, library=library)
+        live = LiveWeights(module)
+        weights = () if configuration.frozen else tuple(zip(live.names, live.specs(), strict=True))
+    cubins = {} if device.type == CPU else _check_cubins(library, request)
+    return _Compiled(outputs, weights, round(time.perf_counter() - started, 3), cubins)
+
+
+def _check_cubins(library: Path, request: Request) -> dict[str, int]:
+    """The machine code in a library, by architecture. Raises BuildFailed when any is for another than was asked for."""
+    found, asked = architectures(library.read_bytes()), {Target.named(request.gpu).arch, *request.also}
+    if others := sorted(set(found) - asked):
+        raise BuildFailed(f"{library.name} has kernels for {', '.join(others)}, asked for were {', '.join(sorted(asked))}.")
+    if found and (missing := sorted(asked - set(found))):  # a graph of the library's own kernels alone has none
+        raise BuildFailed(f"{library.name} has no kernels for {', '.join(missing)}.")
+    return found
+
+
+def check_graphs(plan: Plan, book: Book, graphs: list[Graph], *, device: str, allowed: float, measured: Measured) -> dict[str, Any]:
+    """Compare each component, run through its graphs exactly as it will be when loaded, with eager. Raises OutsideTolerance.
+
+    All of eager comes first: a graph left in place would be compared with itself.
+    """
+    calls = [*plan.calls, *plan.checks]
+    with torch.inference_mode():
+        eager = [_timed(plan, call) for call in calls]
+        for (name, _), site in sites(book, graphs, plan.modules).items():
+            site.serve(ServedBy(name, device, OnMiss.ERROR, lambda function: function, Ledger()))
+        try:
+            served = [_timed(plan, call) for call in calls]
+        finally:
+            for module in plan.modules.values():
+                take_away(module)
+    names = list(map(str, calls))
+    measured["eager_first_call_s"] = dict(zip(names, (seconds for _, seconds in eager), strict=True))
+    measured["graph_first_call_s"] = dict(zip(names, (seconds for _, seconds in served), strict=True))
+    comparisons = [compare(got, expected) for (got, _), (expected, _) in zip(served, eager, strict=True)]
+    for name, comparison in zip(names, comparisons, strict=True):
+        check(comparison, what=name, allowed=allowed)
+    compared = [{"call": name, **comparison.to_json()} for name, comparison in zip(names, comparisons, strict=True)]
+    return {"tolerance_relative_l2": allowed, "calls": compared}
+
+
+def _timed(plan: Plan, call: Call) -> tuple[Any, float]:
+    args, kwargs = call.signature.call(call.tensors)
+    module = plan.modules[call.component]
+    with in_dtype(module, call.dtype):
+        started = time.perf_counter()
+        returned = module(*args, **kwargs)
+        wait_for_device()
+        return returned, round(time.perf_counter() - started, 4)
+
+
+@contextmanager
+def _stage(parent: Parent, what: str) -> Iterator[dict[str, float]]:
+    """Tell the parent what begins; on success the yielded dict gets `seconds`."""
+    parent.tell("stage", what=what)
+    started, result = time.perf_counter(), dict[str, float]()
+    yield result
+    result["seconds"] = round(time.perf_counter() - started, 3)

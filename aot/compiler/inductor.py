@@ -1,0 +1,200 @@
+"""Inductor: the one module that drives torch's compiler. Private names of torch stay in here and in `runner`, `capture`.
+
+Checked on torch 2.11.0, 2.13.0 and 2.15.0: `torch._inductor.aoti_compile_and_package`, `torch._inductor.config`.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.export import Dim
+
+from aot.artifact.dynamic import DynamicRange, Extent
+from aot.cache_store.errors import CodedError
+from aot.choice import choice
+from aot.errors import BuildFailed, Unsupported
+from aot.model.signature import Form, Signature, flatten
+from aot.model.weights import LiveWeights
+from aot.request.mode import Setting
+from aot.request.options import Options
+
+
+class _Returned:
+    """The form of what a module returned. An object of its own: export puts back attributes and lists that tracing changes."""
+
+    form: Form = ()
+
+
+class _WeightsAsInputs(nn.Module):
+    """`forward(weights, tensors)`: with weights as inputs nothing is lifted as a constant, so nothing can be baked in."""
+
+    module: nn.Module
+
+    def __init__(self, module: nn.Module, names: list[str], signature: Signature) -> None:
+        super().__init__()
+        object.__setattr__(self, "module", module)  # hidden from export, which would lift its weights
+        self.names, self.signature = names, signature
+        self.returned = _Returned()
+
+    def forward(self, weights: list[torch.Tensor], tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        args, kwargs = self.signature.call(tensors)
+        found: list[torch.Tensor] = []
+        returned = torch.func.functional_call(self.module, dict(zip(self.names, weights, strict=True)), args, kwargs)
+        self.returned.form = flatten(returned, found)
+        return found
+
+
+class _WeightsInside(nn.Module):
+    """`forward(weights, tensors)` with the module's own weights, which export lifts: what freezing folds into the code."""
+
+    def __init__(self, module: nn.Module, signature: Signature) -> None:
+        super().__init__()
+        self.module, self.signature = module, signature
+        self.returned = _Returned()
+
+    def forward(self, _weights: list[torch.Tensor], tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        args, kwargs = self.signature.call(tensors)
+        found: list[torch.Tensor] = []
+        self.returned.form = flatten(self.module(*args, **kwargs), found)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """How graphs are compiled: Inductor's options, whether the weights go inside, the device type, further GPU architectures."""
+
+    inductor: Mapping[str, Setting]
+    frozen: bool
+    device: str
+    also: tuple[str, ...] = ()
+
+    def of_inductor(self) -> dict[str, Any]:
+        """As Inductor takes it. Raises Unsupported for what this torch cannot do."""
+        # the number of cores that serve is not the number that built; a CUDA graph is recorded around a loaded graph, not in it
+        found: dict[str, Any] = {"cpp.dynamic_threads": True}
+        found |= {name: value for name, value in self.inductor.items() if name != "triton.cudagraphs"}
+        if self.device == "cuda":
+            # nothing is computed on the host; trying out what its CPU has takes longer than compiling a block
+            found |= {"aot_inductor.embed_kernel_binary": True, "cpp.simdlen": 256, "cpp.vec_isa_ok": True}
+        if self.also:
+            _check_multi_arch()
+            found["aot_inductor.emit_multi_arch_kernel"] = True
+        return found
+
+
+def _check_multi_arch() -> None:
+    from torch._inductor.codegen.cuda import compile_utils  # up to torch 2.13 it knows no list of architectures
+
+    if not hasattr(compile_utils, "_cuda_multi_arch_gencode_options"):
+        raise Unsupported(
+            f"--also: torch {torch.__version__} puts one architecture into a library.",
+            remedy="build with torch 2.15, or once for each GPU.",
+        )
+
+
+def compile_graph(
+    module: nn.Module,
+    signature: Signature,
+    tensors: list[torch.Tensor],
+    *,
+    dynamic: DynamicRange | None,
+    configuration: Configuration,
+    library: Path,
+) -> Form:
+    """Compile `module` for calls of `signature`, or of all of `dynamic`, into the shared library `library`.
+
+    Returns its outputs' form. `tensors` are of the signature; like the weights they may be fakes. The library takes the
+    module's weights (in the order of LiveWeights.names; none under freezing), then the call's tensors. Raises BuildFailed.
+    """
+    names, weights = _inputs(module, configuration)
+    wrapped = _WeightsInside(module, signature) if configuration.frozen else _WeightsAsInputs(module, names, signature)
+    shapes = None if dynamic is None else ([None] * len(weights), symbols(dynamic))
+    package = library.with_suffix(".pt2")
+    try:
+        with torch.no_grad():
+            program = torch.export.export(wrapped, (weights, tensors), dynamic_shapes=shapes, strict=False)
+            torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=configuration.of_inductor())
+    except CodedError:
+        raise
+    except Exception as error:  # whatever the compiler raises is its answer; the traceback goes to the build log
+        raise BuildFailed(f"{type(module).__name__} did not compile: {type(error).__name__}: {_first_line(error)}") from error
+    _extract_library(package, library)
+    package.unlink()
+    return wrapped.returned.form
+
+
+def _inputs(module: nn.Module, configuration: Configuration) -> tuple[list[str], list[torch.Tensor]]:
+    """The names and tensors of the weights that a graph takes as inputs."""
+    if configuration.frozen:
+        return [], []
+    weights = LiveWeights(module)
+    return weights.names, weights.tensors() or []
+
+
+def symbols(dynamic: DynamicRange) -> list[Any]:
+    """`torch.export`'s dynamic shapes of the range's tensors: multiples of a height and a width, or of their product.
+
+    Where sizes are left out (`unless`), a multiple would be a promise that the model's own test of it breaks: there the
+    compiler finds the relations itself, within the same bounds.
+    """
+    least, most = (dynamic.least**2, dynamic.most**2) if dynamic.by_area else (dynamic.least, dynamic.most)
+    roots: dict[str, Any] = {}
+
+    def symbol(extent: Extent) -> Any:
+        if dynamic.unless:
+            return Dim.AUTO(min=least * extent.factor, max=most * extent.factor)
+        name = "h" * extent.by_height + "w" * extent.by_width
+        root = roots.setdefault(name, Dim(name, min=least, max=most))
+        return root if extent.factor == 1 else extent.factor * root
+
+    found = []
+    for pattern in dynamic.patterns:
+        varying = {place: symbol(extent) for place, extent in enumerate(pattern.shape) if extent.by_height or extent.by_width}
+        found.append(varying or None)
+    return found
+
+
+def jit(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
+    """`torch.compile` with the same configuration. Static unless asked: with torch's default the second shape would become
+    a dynamic graph, and whether a warm directory serves a call would depend on which shape came first. Dynamic marks height
+    and width only, the last two sizes of every image-like tensor: a batch or a prompt's length that varies is another graph."""
+    check_options(options)
+    if not options.dynamic:
+        return torch.compile(function, dynamic=False, options=cast(dict[str, Any], options.inductor))
+    compiled = torch.compile(function, options=cast(dict[str, Any], options.inductor))
+
+    @wraps(function)
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        for tensor in (*args, *kwargs.values()):
+            if isinstance(tensor, torch.Tensor) and tensor.dim() >= 4:
+                torch._dynamo.maybe_mark_dynamic(tensor, (tensor.dim() - 2, tensor.dim() - 1))
+        return compiled(*args, **kwargs)
+
+    return marked
+
+
+def check_options(options: Options) -> None:
+    """Raises BadInput for an Inductor option that this torch does not have, naming the nearest."""
+    from torch._inductor import config
+
+    for name in options.inductor:
+        choice(name, known=config._config, field=f"Inductor option (torch {torch.__version__})")  # type: ignore[attr-defined]
+
+
+def _extract_library(package: Path, library: Path) -> None:
+    with zipfile.ZipFile(package) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".so")]
+        if len(names) != 1:
+            raise BuildFailed(f"expected one library in the compiled package, found {len(names)}.")
+        library.write_bytes(archive.read(names[0]))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]

@@ -1,0 +1,80 @@
+"""Toolchain: the C++ compiler that a build's graphs are compiled with, and what is taken out of libraries before they ship."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+
+from aot.cache_store.digest import Digest
+from aot.environment import INDUCTOR_DIRECTORY
+from aot.errors import BadEnvironment
+from aot.machine.sku import CPU
+from aot.machine.target import cpu_here
+
+# GCC stops inlining when a translation unit grows too much. AOTInductor puts all kernels of a graph into one, and the
+# innermost functions (a group norm's Welford step) then stay calls: PixArt's VAE decoder took 1.3 times as long as the same
+# kernels compiled one by one. The parameters must hold for the precompiled headers too, so they cannot be set per file; the
+# wrapper that only launches the kernels is compiled with -O1, and would take half as long again with them.
+_INLINE = "--param inline-unit-growth=1000 --param large-unit-insns=1000000 --param max-inline-insns-auto=100"
+# The host of a GPU only launches its kernels; every such host of the last ten years has AVX2
+_BESIDE_A_GPU = {"x86_64": "x86-64-v3"}
+# No symbol table, no exported template instances: a graph's library is a third of the size and is loaded sooner.
+_SMALL = "-s -fvisibility-inlines-hidden"
+
+
+def find_compiler(environ: Mapping[str, str]) -> Path:
+    """The compiler that Inductor would call. Raises BadEnvironment when there is none."""
+    name = environ.get("CXX") or "g++"
+    found = shutil.which(name, path=environ.get("PATH"))
+    if found is None:
+        raise BadEnvironment(
+            f"no C++ compiler: {name!r} is not on PATH, and building for a CPU needs one (loading does not).",
+            remedy="install g++ (Debian: apt-get install g++), or set CXX to your compiler.",
+        )
+    return Path(found)
+
+
+def write_compiler(directory: Path, gpu: str, environ: Mapping[str, str]) -> Path:
+    """A script below `directory` that calls the compiler with our flags behind Inductor's, where the last one of a kind wins.
+
+    It has the compiler's own name, by which Inductor tells GCC from Clang, in a folder named by its content: Inductor keys
+    the headers it precompiles (140 MB each, 19 s of every build) by the compiler's path. `-march` is the target's level:
+    compiled for whatever this host has beyond it, a graph would end other hosts of its target with an illegal instruction.
+    """
+    compiler = find_compiler(environ)
+    level = cpu_here().split("+")[0] if gpu == CPU else _BESIDE_A_GPU.get(platform.machine(), "")
+    flags = " ".join([_SMALL, *([f"-march={level}"] if level.startswith("x86-64-") else [])])
+    inline = "" if "clang" in compiler.name else _INLINE
+    # what a library says of its sources: a build's folder and files have other names each time, and this host's paths are
+    # nobody's business
+    own = f'"{sysconfig.get_path("purelib")}"=site-packages'
+    nameless = ['"${VIRTUAL_ENV:-/}"=environment', own, f'"${{{INDUCTOR_DIRECTORY}:-/}}"=inductor', '"$source"=graph.cpp']
+    lines = [
+        "#!/bin/sh",
+        "source=/",
+        'for argument; do case "$argument" in *.cpp) source=$argument;; esac; done',
+        f'case " $* " in *" -O3 "*) set -- "$@" {inline};; esac',
+        f'exec "{compiler}" "$@" {flags} {" ".join(f"-ffile-prefix-map={one}" for one in nameless)}',
+    ]
+    text = "\n".join(lines) + "\n"
+    script = directory / Digest.of(text.encode()).short / compiler.name
+    script.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not script.exists():
+        temporary = script.with_name(f"{script.name}.{os.getpid()}")
+        temporary.write_text(text)
+        temporary.chmod(0o700)
+        temporary.replace(script)
+    return script
+
+
+def strip(directory: Path) -> None:
+    """Take the symbol tables out of the libraries below `directory`; leave them where there is no `strip`."""
+    tool = shutil.which("strip")
+    libraries = [str(path) for path in directory.rglob("*.so")]
+    if tool and libraries:
+        subprocess.run([tool, "--strip-unneeded", *libraries], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,0 +1,294 @@
+"""Simulated: a GPU that is absent. Everything that asks for the device is answered from its row; nothing is loaded, launched or timed.
+
+The one module that patches private names of torch and triton for this. Each was checked on torch 2.11.0, 2.13.0 and 2.15.0 (triton
+3.6.0, 3.7.1 and 3.9.0); all are put back at the end, also on error. A build runs in a process of its own all the same.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from copy import copy
+from dataclasses import replace
+from functools import _lru_cache_wrapper, partial, wraps
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+
+from aot.machine.sku import Sku
+from aot.model.signature import TensorSpec, fill, flatten
+
+DEVICE = "cuda:0"
+# whose caches remember what a device answered
+_REMEMBERING = ("torch._inductor", "torch._dynamo.device_interface", "torch.utils._triton")
+
+
+@contextmanager
+def simulated(sku: Sku) -> Iterator[None]:
+    """Within, torch's compiler and triton see one GPU of this row; outside, and after an error, what was there before."""
+    import triton
+    from torch._dynamo.device_interface import CudaInterface
+    from torch._inductor import config
+
+    device = SimpleNamespace(**sku.properties())
+    _forget()
+    with ExitStack() as stack:
+        stack.callback(_forget)
+        for owner, name, value in (
+            *_torch_cuda(device),
+            *_device_interface(CudaInterface, device),
+            *_launching(),
+            (nn.Module, "_apply", _replacing_fakes(nn.Module._apply)),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, value))
+        active = triton.runtime.driver.__dict__.get("_active")
+        stack.callback(triton.runtime.driver.__dict__.__setitem__, "_active", active)
+        triton.runtime.driver.set_active(_triton_driver(device))
+        stack.enter_context(config.patch(_settings(config)))
+        yield
+
+
+def _torch_cuda(device: SimpleNamespace) -> Iterator[tuple[Any, str, Any]]:
+    """Not `is_available`: fake tensors ask it, and would start a real context."""
+    answers = {
+        "get_device_properties": device,
+        "get_device_capability": (device.major, device.minor),
+        "get_device_name": device.name,
+        "device_count": 1,
+        "current_device": 0,
+        "synchronize": None,
+        "_lazy_init": None,
+        "is_bf16_supported": True,
+        "_exchange_device": 0,
+        "_maybe_exchange_device": 0,
+    }
+    for name, value in answers.items():
+        yield torch.cuda, name, _answer(value)
+    yield torch._C, "_cuda_getCurrentRawStream", _answer(0)
+
+
+def _device_interface(interface: Any, device: SimpleNamespace) -> Iterator[tuple[Any, str, Any]]:
+    """What Dynamo and Inductor ask instead of torch.cuda."""
+    answers = {
+        "get_compute_capability": device.major * 10 + device.minor,
+        "get_device_properties": device,
+        "is_available": True,
+        "current_device": 0,
+        "is_bf16_supported": True,
+        "exchange_device": 0,
+        "maybe_exchange_device": 0,
+        "set_device": None,
+        "synchronize": None,
+    }
+    for name, value in answers.items():
+        yield interface, name, staticmethod(_answer(value))
+    yield interface.Worker, "get_device_properties", staticmethod(_answer(device))
+    yield interface.Worker, "current_device", staticmethod(_answer(0))
+
+
+def _launching() -> Iterator[tuple[Any, str, Any]]:
+    """What would load a kernel, launch it, or make tensors to time it with."""
+    from torch._inductor import select_algorithm
+    from torch._inductor.runtime import triton_helpers, triton_heuristics
+    from triton.compiler import CompiledKernel
+
+    def no_handles(kernel: Any) -> None:  # of a kernel only its metadata is wanted
+        kernel.module = kernel.function = kernel.n_regs = kernel.n_spills = 0
+        kernel.n_max_threads, kernel._run = 1024, _answer(None)
+
+    def record(autotuner: Any, *_: Any, stream: Any = None, **__: Any) -> None:  # the block that would time kernels
+        autotuner.save_gpu_kernel(stream, autotuner.launchers[0])
+
+    def on_meta(size: Any, stride: Any, _device: Any, dtype: torch.dtype, *_: Any, **__: Any) -> torch.Tensor:
+        return torch.empty_strided(size, stride, dtype=dtype, device="meta")
+
+    yield CompiledKernel, "_init_handles", no_handles
+    yield triton_heuristics.CachingAutotuner, "run", record
+    yield triton_heuristics.CachingAutotuner, "_dynamic_scale_rblock", _answer(None)  # by registers, which only loading tells
+    yield select_algorithm.AlgorithmSelectorCache, "generate_example_value", staticmethod(on_meta)
+    yield triton_helpers, "set_driver_to_gpu", _answer(None)
+
+
+def _replacing_fakes(apply: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """`nn.Module.to` and its like swap the contents of two fakes, which torch refuses while its mode refers to them: replace them."""
+
+    def replacing(module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        own = [*module._parameters.values(), *module._buffers.values()]
+        if not any(isinstance(tensor, FakeTensor) for tensor in own):
+            return apply(module, function, recurse)
+        for child in module.children() if recurse else ():
+            child._apply(function)  # type: ignore[no-untyped-call]
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = nn.Parameter(function(weight.detach()), requires_grad=weight.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = function(buffer)
+        return module
+
+    return replacing
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """Folding constants and padding shapes compute on the device; so do launchers of triton's kernels that torch brings itself."""
+    wanted = {
+        "joint_graph_constant_folding": False,
+        "shape_padding": False,
+        "deterministic": True,
+        "use_static_cuda_launcher": False,  # by this name up to torch 2.13
+        "use_static_triton_launcher": False,
+    }
+    return {name: value for name, value in wanted.items() if name in config._config}
+
+
+def _triton_driver(device: SimpleNamespace) -> SimpleNamespace:
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.driver import ty_to_cpp
+
+    properties = {
+        "max_shared_mem": device.shared_memory_per_block_optin,
+        "multiprocessor_count": device.multi_processor_count,
+        "warpSize": device.warp_size,
+        "max_num_regs": device.regs_per_multiprocessor,
+        "sm_clock_rate": device.clock_rate,
+        "mem_clock_rate": device.memory_clock_rate,
+        "mem_bus_width": device.memory_bus_width,
+    }
+    capability = device.major, device.minor
+    return SimpleNamespace(
+        utils=SimpleNamespace(get_device_properties=_answer(properties)),
+        launcher_cls=None,
+        get_current_device=_answer(0),
+        get_current_stream=_answer(0),
+        set_current_device=_answer(None),
+        is_active=_answer(True),
+        get_current_target=_answer(GPUTarget("cuda", device.major * 10 + device.minor, device.warp_size)),
+        get_device_capability=_answer(capability),
+        get_active_torch_device=_answer(torch.device(DEVICE)),
+        get_device_interface=_answer(torch.cuda),
+        map_python_to_cpp_type=ty_to_cpp,
+    )
+
+
+def _answer(value: Any) -> Callable[..., Any]:
+    return lambda *_, **__: value
+
+
+def _forget() -> None:
+    """Empty the caches that may remember another device than the one that is there from now on."""
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith(_REMEMBERING)]
+    for module in modules:
+        for value in list(vars(module).values()):
+            held = vars(value).values() if isinstance(value, type) and value.__module__ == module.__name__ else ()
+            for one in (value, *held):
+                function = getattr(one, "__func__", one) if isinstance(one, staticmethod | classmethod) else one
+                if isinstance(function, _lru_cache_wrapper):
+                    function.cache_clear()
+
+
+@contextmanager
+def fake_device(mode: FakeTensorMode) -> Iterator[None]:
+    """Within, tensors are made on the simulated device: they have metadata and no data."""
+    with mode, torch.device(DEVICE):
+        yield
+
+
+def to_fake(module: nn.Module, mode: FakeTensorMode) -> None:
+    """Replace the weights of `module` by fakes of the same metadata on the simulated device."""
+
+    for child in module.modules():
+        for name, weight in child._parameters.items():
+            if weight is not None:
+                child._parameters[name] = nn.Parameter(_fake(weight, mode), requires_grad=weight.requires_grad)
+        for name, buffer in child._buffers.items():
+            if buffer is not None:
+                child._buffers[name] = _fake(buffer, mode)
+
+
+def schedule_on_cpu(scheduler: Any, mode: FakeTensorMode) -> Any:
+    """A scheduler like `scheduler` for a pipeline whose tensors are fakes: it computes on the CPU, on zeros, and answers with fakes.
+
+    Schedulers look their step up by the value of a timestep, which a fake has not. Sizes, strides and dtypes are the real
+    method's own.
+    """
+    real, state = copy(scheduler), _Schedule()
+
+    def around(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)  # pipelines look at the parameters that a scheduler's step takes
+        def call(*args: Any, **kwargs: Any) -> Any:
+            tensors: list[torch.Tensor] = []
+            form = flatten((args, {name: value for name, value in kwargs.items() if name != "generator"}), tensors)
+            with unset_fake_temporarily():
+                plain, named = fill(form, iter([_on_cpu(tensor, state) for tensor in tensors]))
+                real.timesteps = state.timesteps
+                found = method(*plain, **named)
+            real.timesteps = state.shown
+            return _to_fakes(found, mode)
+
+        return call
+
+    def set_timesteps(*args: Any, **kwargs: Any) -> None:
+        with unset_fake_temporarily():
+            type(real).set_timesteps(real, *args, **{**kwargs, "device": "cpu"})
+        state.begin(real.timesteps, _to_fakes(real.timesteps, mode))
+        real.timesteps = state.shown
+
+    step = around(real.step)
+
+    @wraps(real.step)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        found = step(*args, **kwargs)
+        state.place += 1
+        return found
+
+    real.set_timesteps = wraps(real.set_timesteps)(set_timesteps)
+    real.step, real.scale_model_input = counted, around(getattr(real, "scale_model_input", _unscaled))
+    return real
+
+
+class _Schedule:
+    """The steps of a run: what they are, what the pipeline is shown of them, and which is next."""
+
+    timesteps: Any = None
+    shown: Any = None
+    place = 0
+
+    def begin(self, timesteps: torch.Tensor, shown: torch.Tensor) -> None:
+        self.timesteps, self.shown, self.place = timesteps, shown, 0
+
+
+def _unscaled(sample: Any, *_: Any) -> Any:
+    return sample
+
+
+def _on_cpu(tensor: torch.Tensor, state: _Schedule) -> torch.Tensor:
+    """Zeros like a fake; in place of a timestep, which has no dimensions, the one that it is."""
+    if not isinstance(tensor, FakeTensor):
+        return tensor
+    if tensor.dim() == 0 and state.timesteps is not None:
+        found: torch.Tensor = state.timesteps[state.place]
+        return found
+    return replace(TensorSpec.of(tensor), device="cpu").zeros()
+
+
+def _to_fakes(value: Any, mode: FakeTensorMode) -> Any:
+    """The value with each tensor as a fake on the simulated device."""
+    if not isinstance(value, torch.Tensor | tuple):
+        return value
+    tensors: list[torch.Tensor] = []
+    form = flatten(value, tensors)
+    return fill(form, iter([_fake(tensor, mode) for tensor in tensors]))
+
+
+def _fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    """A tensor of the same metadata on the simulated device."""
+    with mode:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=DEVICE)
+
+
+new_mode = partial(FakeTensorMode, allow_non_fake_inputs=True)

@@ -1,0 +1,148 @@
+"""Capture: let the real pipeline say how it calls its components, with the components replaced by recorders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # checked on torch 2.11.0, 2.13.0 and 2.15.0
+
+from aot.model.signature import Convention, Form, Signature, TensorSpec, fill, flatten
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCall:
+    """How the component calls one of its repeated blocks."""
+
+    path: str  # of the block, in the component
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One way in which the pipeline calls a component, with the tensors of the first such call.
+
+    `dtype` is that of the component's weights at that moment: some pipelines decode in float32 what they denoised in float16.
+    """
+
+    component: str
+    signature: Signature
+    tensors: list[torch.Tensor]
+    blocks: tuple[BlockCall, ...]
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.component} {self.signature}"
+
+
+def component(pipeline: Any, path: str) -> nn.Module:
+    """The module at a dotted path of the pipeline."""
+    found: nn.Module = attrgetter(path)(pipeline)
+    return found
+
+
+def block_paths(module: nn.Module, kinds: tuple[str, ...]) -> list[str]:
+    """The paths of the module's repeated blocks: its submodules of classes with these names."""
+    return [path for path, child in module.named_modules() if type(child).__name__ in kinds]
+
+
+@contextmanager
+def in_dtype(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Within, the floating weights of `module` are of `dtype`; the way back loses nothing where that one is the wider."""
+    before = dtype_of(module)
+    if before == dtype:
+        yield
+        return
+    module.to(dtype=dtype)
+    try:
+        yield
+    finally:
+        module.to(dtype=before)
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """The dtype of the module's first floating weight; float32 where it has none."""
+    return next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), torch.float32)
+
+
+@contextmanager
+def recording(
+    modules: Mapping[str, nn.Module], blocks: Mapping[str, list[str]], fakes: FakeTensorMode | None = None
+) -> Iterator[list[Call]]:
+    """Within, a call of any of `modules` computes nothing: it is written down and answered with zeros of the right shape.
+
+    `blocks` names, by component, the submodules whose own calls are written down too; `fakes` is the mode that the weights
+    are of, where they have no data. Yields the distinct calls, in the order in which they came. The modules are as before
+    afterwards, also on error.
+    """
+    calls: list[Call] = []
+    with ExitStack() as stack:
+        for path, module in modules.items():
+            recorder = _Recorder(path, module, blocks.get(path, []), calls, fakes)
+            stack.callback(_put_back, module, vars(module).get("forward"))
+            module.forward = recorder
+        yield calls
+
+
+def _put_back(module: nn.Module, forward: Any) -> None:
+    if forward is None:
+        del module.forward
+    else:
+        module.forward = forward
+
+
+class _Recorder:
+    def __init__(self, path: str, module: nn.Module, blocks: list[str], calls: list[Call], fakes: FakeTensorMode | None) -> None:
+        self._path, self._module, self._blocks, self._calls, self._fakes = path, module, blocks, calls, fakes
+        self._forward = module.forward
+        self._convention = Convention(module.forward)
+        self._answers: dict[Signature, tuple[Form, list[TensorSpec]]] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        signature, tensors = Signature.of(*self._convention.canonical(args, kwargs))
+        if signature not in self._answers:
+            form, specs, blocks = self._fake_run(signature, tensors)
+            self._answers[signature] = form, specs
+            copies = [tensor.clone() if _dense(tensor) else tensor for tensor in tensors]
+            self._calls.append(Call(self._path, signature, copies, blocks, dtype_of(self._module)))
+        form, specs = self._answers[signature]
+        return fill(form, iter([spec.zeros() for spec in specs]))
+
+    def _fake_run(self, signature: Signature, tensors: list[torch.Tensor]) -> tuple[Form, list[TensorSpec], tuple[BlockCall, ...]]:
+        """Run the module on tensors that have metadata and no data: the strides are the device's own, the time is none."""
+        fake = self._fakes or FakeTensorMode(allow_non_fake_inputs=True)
+        weights: dict[str, torch.Tensor] = {
+            name: tensor if self._fakes else fake.from_tensor(tensor)
+            for name, tensor in [*self._module.named_parameters(), *self._module.named_buffers()]
+        }
+        args, kwargs = signature.call([tensor if isinstance(tensor, FakeTensor) else fake.from_tensor(tensor) for tensor in tensors])
+        seen: list[BlockCall] = []
+        outputs: list[torch.Tensor] = []
+        with ExitStack() as stack, torch.no_grad():
+            for path in self._blocks:
+                stack.callback(_watch(self._module.get_submodule(path), path, seen).remove)
+            recorder, self._module.forward = self._module.forward, self._forward
+            stack.callback(setattr, self._module, "forward", recorder)
+            with fake:
+                form = flatten(torch.func.functional_call(self._module, weights, args, kwargs), outputs)
+        return form, list(map(TensorSpec.of, outputs)), tuple(seen)
+
+
+def _watch(block: nn.Module, path: str, seen: list[BlockCall]) -> torch.utils.hooks.RemovableHandle:
+    convention = Convention(block.forward)
+
+    def write_down(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        signature, _tensors = Signature.of(*convention.canonical(args, kwargs))
+        seen.append(BlockCall(path, signature))
+
+    return block.register_forward_pre_hook(write_down, with_kwargs=True)
+
+
+def _dense(tensor: torch.Tensor) -> bool:
+    """Whether a clone keeps the strides: not when elements share memory (an expanded timestep)."""
+    return 0 not in tensor.stride()

@@ -1,0 +1,229 @@
+"""Load: attach a store's graphs to live modules, or say why not and leave them to the next step of the ladder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from aot.artifact.book import Book, Kind
+from aot.artifact.facts import of_module, of_wish
+from aot.artifact.guard import Guard
+from aot.artifact.key import Key
+from aot.artifact.ledger import Ledger, log
+from aot.artifact.opened import open_graphs, read_book
+from aot.artifact.runner import Graph
+from aot.cache_store.cached import CachedStore
+from aot.cache_store.errors import CodedError
+from aot.cache_store.store import Store
+from aot.cache_store.trust import Admitted
+from aot.errors import Miss
+from aot.machine.settings import claim, complete
+from aot.machine.target import Allow, Target
+from aot.model.fingerprint import Fingerprint
+from aot.request.options import Options
+from aot.serving.canary import send
+from aot.serving.dispatch import Dispatcher, OnMiss, ServedBy, ShapeBook
+from aot.serving.jit import Jit
+from aot.serving.resolve import Accepted, Candidate, Rejected, candidates, judge, nearest, set_aside
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How modules are to be compiled, and what serves a call that no graph serves.
+
+    Those at the paths `optional` are served where an artifact has them, and else left as they are.
+    """
+
+    options: Options
+    on_miss: OnMiss
+    optional: frozenset[str] = frozenset()
+    allow: frozenset[Allow] = frozenset()  # differences between machines that are taken although they degrade
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a dispatcher goes, and what it will serve."""
+
+    module: nn.Module
+    kind: Kind
+    graphs: ShapeBook = field(default_factory=ShapeBook)
+
+    def serve(self, policy: ServedBy) -> None:
+        """Put a dispatcher in the module's place."""
+        put(self.module, Dispatcher(forward_of(self.module), self.module, self.graphs, self.kind, policy))
+
+
+def sites(book: Book, graphs: Iterable[Graph], modules: Mapping[str, nn.Module]) -> dict[tuple[str, str], Site]:
+    """Where the graphs of one artifact go, by component and path below it. `modules` are by the artifact's component paths."""
+    found: dict[tuple[str, str], Site] = {}
+    for graph in graphs:
+        entry = graph.entry
+        if entry.component in modules:
+            for inner in entry.paths:
+                module = modules[entry.component].get_submodule(inner)
+                found.setdefault((entry.component, inner), Site(module, book.kinds[entry.kind])).graphs.add(graph)
+    return found
+
+
+def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: Target, guard: Guard, ledger: Ledger) -> Callable[[], None]:
+    """Load every artifact of `store` that serves `modules` (by path) on this machine, and put dispatchers in place.
+
+    A module that nothing serves is left to `on_miss`. By default nothing of a store or artifact raises: what is missing,
+    refused or corrupt is said once and costs a compile. With `on_miss="error"` that is raised instead, or Miss, before the
+    first call. Raises Conflict when what was compiled before in this process needs opposite process settings. Returns what gives the
+    settings back.
+    """
+    options, on_miss, optional = wish.options, wish.on_miss, wish.optional
+    with ledger.timed("find"):
+        fingerprints = {path: Fingerprint.of(module) for path, module in modules.items()}
+        facts = {path: of_module(module, fingerprints[path], options) for path, module in modules.items()}
+        wished = of_wish(options, here)
+        found = candidates(store, modules=facts, wish=wished, allow=wish.allow)
+    accepted = [candidate for candidate in found if isinstance(candidate.verdict, Accepted)]
+    # without an artifact only what the mode names: the rest is the user's own affair, as it is under torch.compile
+    settings = complete(options.process) if accepted else options.process
+    release = claim(f"the {options.mode.title} compilation of {', '.join(modules)}", settings)
+    opening = Opening(store, modules, here, guard, ledger, partial(judge, modules=facts, wish=wished, allow=wish.allow))
+    for candidate in accepted:
+        opening.open(candidate)
+    # only artifacts that were built for this very model, mode and target can make its compilation warm
+    jit = Jit(options, store=store, artifacts=opening.exact, ledger=ledger)
+    try:
+        for path in set(modules) - opening.paths - optional:
+            cause = opening.problems.get(path)
+            why = f"{cause.code} {cause.message.rstrip('.')}" if cause else _why(opening, found, path, fingerprints[path])
+            fall_back(modules[path], path, on_miss=on_miss, jit=jit.compiled, why=why, ledger=ledger, cause=cause)
+    except CodedError:
+        release()
+        raise
+    for (path, _), site in opening.served.items():
+        site.serve(ServedBy(path, here.device, on_miss, jit.compiled, ledger))
+    return release
+
+
+@dataclass(slots=True)
+class Opening:
+    """Artifacts being opened for live modules: what is served so far, and what stood in the way."""
+
+    store: Store
+    modules: Mapping[str, nn.Module]
+    here: Target
+    guard: Guard
+    ledger: Ledger
+    judge: Callable[[Key], Accepted | Rejected]
+    served: dict[tuple[str, str], Site] = field(default_factory=dict)
+    exact: list[Admitted] = field(default_factory=list)
+    problems: dict[str, CodedError] = field(default_factory=dict)  # what kept the first artifact for a path from serving it
+
+    @property
+    def paths(self) -> set[str]:
+        return {path for path, _ in self.served}
+
+    def open(self, candidate: Candidate) -> None:
+        """Add one artifact's graphs to those served, or say what is wrong with it; a graph that a better one brought stays."""
+        try:
+            with self.ledger.timed("verify"):
+                admitted = self.guard.admit(self.store, candidate.entry.digest)
+            verdict = self.judge(Key(admitted.manifest.key))
+            if isinstance(verdict, Accepted) and (not verdict.degraded or set(verdict.components) - self.paths):
+                self._open(admitted, verdict)
+        except CodedError as error:
+            set_aside(self.store, error)
+            assert isinstance(candidate.verdict, Accepted)
+            for path in candidate.verdict.components:
+                self.problems.setdefault(path, error)
+
+    def _open(self, admitted: Admitted, verdict: Accepted) -> None:
+        if isinstance(self.store, CachedStore):
+            with self.ledger.timed("pull"):
+                self.store.bring(admitted.digest)
+        if not verdict.degraded:
+            self.exact.append(admitted)
+        if verdict.needs_canary:
+            with self.ledger.timed("canary"):
+                send(self.store, admitted, here=self.here, guard=self.guard)
+        for difference in verdict.degraded:
+            log.warning("artifact %s: %s", admitted.digest.short, difference)
+        components = set(verdict.components.values())
+        book, graphs = open_graphs(self.store, admitted, self.ledger, components=components, guard=self.guard)
+        for path, built in verdict.components.items():
+            for (_, inner), site in sites(book, graphs, {built: self.modules[path]}).items():
+                there = self.served.setdefault((path, inner), site)
+                if there is not site:
+                    there.graphs.extend(site.graphs)
+
+
+def _why(opening: Opening, found: list[Candidate], path: str, live: Fingerprint) -> str:
+    """Why nothing was loaded for the component at `path`, by the artifact that came nearest."""
+    if not found:
+        return "the store holds no artifact"
+    near = nearest(found, path)
+    if near is None:
+        return "its artifact could not be loaded"
+    candidate, rejected = near
+    structure = _structure(opening, candidate, rejected, path, live)
+    return f"no artifact for it; the nearest, {candidate.entry.ref.name}@{candidate.entry.ref.key.short}, differs in {rejected}{structure}"
+
+
+def _structure(opening: Opening, candidate: Candidate, rejected: Rejected, path: str, live: Fingerprint) -> str:
+    """What the fingerprints differ in, in words, when they do: two digests tell nobody anything. Nothing is downloaded for it."""
+    if f"{path} fingerprint" not in {part for part, _, _ in rejected.differences} or isinstance(opening.store, CachedStore):
+        return ""
+    try:
+        book = read_book(opening.store, opening.guard.admit(opening.store, candidate.entry.digest))
+    except CodedError as error:
+        set_aside(opening.store, error)
+        return ""
+    return f" ({book.kinds[book.components[rejected.compared[path]]].fingerprint.differs(live)})"
+
+
+def fall_back(
+    module: nn.Module,
+    path: str,
+    *,
+    on_miss: OnMiss,
+    jit: Callable[[Callable[..., Any]], Callable[..., Any]],
+    why: str,
+    ledger: Ledger,
+    cause: CodedError | None = None,
+) -> None:
+    """Serve a module for which no graph was loaded as `on_miss` says. Under `error` raises `cause`, or Miss if there is none."""
+    if on_miss is OnMiss.ERROR:
+        if cause:
+            raise cause
+        raise Miss(f"{path}: {why}.", remedy="build the artifact with `aot build`, or choose another on_miss.")
+    ledger.missed(on_miss.sentence(path, why))
+    if on_miss is OnMiss.COMPILE:
+        put(module, jit(forward_of(module)))
+
+
+def forward_of(module: nn.Module) -> Callable[..., Any]:
+    """The forward that computes: below accelerate's offloading hook, if there is one."""
+    plain: Callable[..., Any] = vars(module)["_old_forward"] if "_hf_hook" in vars(module) else module.forward
+    return plain
+
+
+def put(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Replace the forward that computes by `forward`; `take_away` undoes it."""
+    slot = "_old_forward" if "_hf_hook" in vars(module) else "forward"
+    module.__dict__["_aot_plain"] = vars(module).get(slot)
+    module.__dict__[slot] = forward
+
+
+def take_away(module: nn.Module) -> None:
+    """Give `module` and its submodules the forwards they had before `put`. Fine where there is nothing to undo."""
+    for child in module.modules():
+        own = vars(child)
+        if "_aot_plain" not in own:
+            continue
+        plain = own.pop("_aot_plain")
+        if "_hf_hook" in own:
+            own["_old_forward"] = plain or type(child).forward.__get__(child)
+        elif plain is None:
+            own.pop("forward", None)
+        else:
+            own["forward"] = plain

@@ -1,0 +1,184 @@
+"""The API in nexfort's own shape: `compile`, `compile_pipe`, and `restore` to undo them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import nn
+
+from aot.artifact.guard import Guard
+from aot.artifact.ledger import Ledger, close_ledger, open_ledger
+from aot.cache_store.errors import CodedError
+from aot.cache_store.local import LocalStore
+from aot.cache_store.location import open_cached
+from aot.cache_store.root import default_root
+from aot.choice import choice
+from aot.compiler.inductor import jit
+from aot.environment import GRAPH_CACHE
+from aot.errors import BadInput, Conflict
+from aot.machine.settings import claim
+from aot.machine.target import Allow, Target
+from aot.model.capture import component
+from aot.model.fusion import fuse_qkv, split_qkv
+from aot.model.ip_adapter import live_scale
+from aot.model.memory_format import to_channels_last
+from aot.request.options import Options
+from aot.serving.dispatch import OnMiss
+from aot.serving.jit import rescued
+from aot.serving.load import Wish, attach, fall_back, forward_of, put, take_away
+
+M = TypeVar("M", bound=nn.Module)
+P = TypeVar("P")
+T = TypeVar("T")
+
+PIPELINE_COMPONENTS = ("transformer", "unet", "vae.decoder")  # what compile_pipe compiles, where a pipeline has it
+# these only from an artifact that has them: an encoder runs once a prompt, and to compile it would cost more than it saves
+OPTIONAL_COMPONENTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
+_UNDO = "_aot_undo"
+
+OptionsLike: TypeAlias = Options | Mapping[str, Any] | str | None
+
+
+def compile(
+    module: M, *, options: OptionsLike = None, on_miss: str = "compile", allow: Collection[str] = (), backend: str = "nexfort"
+) -> M:
+    """Compile `module` in place and return it: from an artifact where `NEXFORT_GRAPH_CACHE` allows one, else with torch.compile.
+
+    `options` is nexfort's dict or its JSON string: mode, memory_format, dynamic, options. `NEXFORT_GRAPH_CACHE` unset or `0`
+    reads no artifact; `1` reads the local store; any other value is a store's location. `on_miss` says what serves a call
+    that no graph serves: `compile`, `eager` or `error`. `allow` names differences from the machine an artifact was built for
+    that are taken although they degrade: `other-sku` of the same architecture, `other-torch` (only after a process of its
+    own reproduced the artifact's golden outputs). Loading an artifact runs its author's code.
+
+    Raises BadInput for options that cannot be understood; Conflict when something compiled before in this process needs the
+    opposite of a process setting (TF32, cuDNN's benchmark) that this mode needs; under `on_miss="error"` Miss, here or at a
+    call, or here what kept an artifact from being loaded: Untrusted, Corrupt, Unreachable, Crashed, LoadFailed. Nothing else is
+    raised for a store or artifact that is absent, refused or damaged: it is logged once and counted in `aot.stats()`.
+    """
+    choice(backend, known=("nexfort",), field="backend")
+    parsed = Options.parse(options)
+    with _from_the_start([module]):
+        _compile({"module": module}, parsed, on_miss, {}, allow)
+    return module
+
+
+def compile_pipe(
+    pipe: P,
+    *,
+    options: OptionsLike = None,
+    fuse_qkv_projections: bool = False,
+    ignores: tuple[str, ...] = (),
+    on_miss: str = "compile",
+    allow: Collection[str] = (),
+    backend: str = "nexfort",
+) -> P:
+    """Compile the denoiser and the VAE decoder of a diffusers pipeline in place and return the pipeline. See `compile`.
+
+    Text and image encoders are served too where an artifact has them, and are otherwise left as they are. The scale of an
+    IP-Adapter stays live: `set_ip_adapter_scale` takes floats, and float32 tensors that may then be changed in place.
+
+    `fuse_qkv_projections` fuses the attention projections of the denoiser first. `ignores` names components to leave alone.
+    """
+    choice(backend, known=("nexfort",), field="backend")
+    modules = components(pipe, ignores)
+    if not modules:
+        raise BadInput(
+            f"{type(pipe).__name__} has none of {', '.join(PIPELINE_COMPONENTS)} to compile.", remedy="use compile() on a module."
+        )
+    parsed = Options.parse(options)
+    # under freezing the weights of every module looked at are read in full: not those of encoders that nobody froze
+    optional = {} if parsed.mode.freezing else components(pipe, ignores, OPTIONAL_COMPONENTS)
+    with _from_the_start([*modules.values(), *optional.values()]):
+        for module in modules.values():
+            if fuse_qkv_projections and fuse_qkv(module):
+                _on_restore(module, partial(split_qkv, module))
+        _compile(modules, parsed, on_miss, optional, allow)
+    return pipe
+
+
+@contextmanager
+def _from_the_start(modules: list[nn.Module]) -> Iterator[None]:
+    """Undo what was compiled before. An error within leaves them so: not fused, laid out otherwise or half served."""
+    for module in modules:
+        restore(module)
+    try:
+        yield
+    except CodedError:
+        for module in modules:
+            restore(module)
+        raise
+
+
+def restore(compiled: T) -> T:
+    """Undo `compile` or `compile_pipe` in place: forwards, fused projections, memory format. Fine where nothing was done."""
+    paths = (*PIPELINE_COMPONENTS, *OPTIONAL_COMPONENTS)
+    modules = [compiled] if isinstance(compiled, nn.Module) else components(compiled, (), paths).values()
+    for module in modules:
+        take_away(module)
+        for undo in reversed(module.__dict__.pop(_UNDO, [])):
+            undo()
+    return compiled
+
+
+def components(pipe: Any, ignores: tuple[str, ...], paths: tuple[str, ...] = PIPELINE_COMPONENTS) -> dict[str, nn.Module]:
+    """What `compile_pipe` compiles of `pipe`, by path."""
+    present = [path for path in paths if getattr(pipe, path.split(".")[0], None) is not None]
+    return {path: component(pipe, path) for path in present if path not in ignores}
+
+
+def _compile(
+    modules: dict[str, nn.Module], options: Options, on_miss: str, optional: Mapping[str, nn.Module], allow: Collection[str]
+) -> None:
+    policy = OnMiss(choice(on_miss, known=list(OnMiss), field="on_miss"))
+    allowed = frozenset(Allow(choice(word, known=list(Allow), field="allow")) for word in allow)
+    location = os.environ.get(GRAPH_CACHE, "0")
+    ledger = open_ledger(tuple(modules))
+    for module in modules.values():
+        if undo := live_scale(module):
+            _on_restore(module, undo)
+        if options.memory_format == "channels_last":
+            _on_restore(module, to_channels_last(module))
+        _on_restore(module, partial(close_ledger, ledger))
+    if location in ("", "0"):
+        release = claim(f"the {options.mode.title} compilation of {', '.join(modules)}", options.process)
+        for module in modules.values():
+            put(module, jit(forward_of(module), options))
+    else:
+        wish = Wish(options, policy, frozenset(optional), allowed)
+        release = _load(modules, {**modules, **optional}, location, wish=wish, ledger=ledger)
+    for module in modules.values():
+        _on_restore(module, release)
+
+
+def _load(modules: dict[str, nn.Module], wanted: dict[str, nn.Module], location: str, *, wish: Wish, ledger: Ledger) -> Callable[[], None]:
+    options = wish.options
+    device = next((weight.device for module in modules.values() for weight in module.parameters()), torch.device("cpu"))
+    try:
+        root = default_root(os.environ)
+        store = open_cached(str(root) if location == "1" else location, root)
+        local = store if isinstance(store, LocalStore) else store.local
+        guard = Guard.of(local.root, os.environ)
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # graphs are opened on the current one
+            return attach(wanted, store, wish=wish, here=Target.detect(device.type), guard=guard, ledger=ledger)
+    except Conflict:
+        raise
+    except CodedError as error:  # a store, device or torch that cannot be used costs a compile, not the service
+        if wish.on_miss is OnMiss.ERROR:
+            raise
+        why = f"{error.code} {error.message.rstrip('.')}"
+
+        def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+            return rescued(lambda: jit(forward, options), forward)
+
+        for path, module in modules.items():
+            fall_back(module, path, on_miss=wish.on_miss, jit=compiled, why=why, ledger=ledger)
+        return claim(f"the {options.mode.title} compilation of {', '.join(modules)}", options.process)
+
+
+def _on_restore(module: nn.Module, undo: Callable[[], None]) -> None:
+    module.__dict__.setdefault(_UNDO, []).append(undo)

@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from aot.building.plan import make_plan
+from aot.request.options import Options
+from aot.request.shape import Shape
+from tests.conftest import SHAPES, request_for
+from tests.pixart import RECIPE, denoise, make_pipe
+
+
+def test_the_pipeline_tells_how_it_calls_its_components_at_each_size() -> None:
+    plan = make_plan(RECIPE, request_for())
+    shapes = [(call.component, call.signature.specs[0].shape) for call in plan.calls]
+    assert shapes == [
+        ("transformer", (2, 4, 8, 8)),
+        ("vae.decoder", (1, 4, 8, 8)),
+        ("transformer", (2, 4, 8, 12)),
+        ("vae.decoder", (1, 4, 8, 12)),
+    ]
+    assert len(plan.units) == 4
+    timestep = dict(plan.calls[0].signature.named())["timestep"]
+    assert (timestep.dtype, timestep.shape, timestep.stride) == ("int64", (2,), (0,))
+
+
+def test_capture_leaves_the_pipeline_as_it_was() -> None:
+    plan = make_plan(RECIPE, request_for())
+    assert all("forward" not in vars(module) for module in plan.modules.values())
+    assert torch.equal(denoise(plan.pipeline), denoise(make_pipe()))
+
+
+def test_identical_blocks_are_one_kind_and_the_first_is_called_otherwise() -> None:
+    plan = make_plan(RECIPE, request_for(variant="small", scope="regional", shapes=(Shape(64, 64),)))
+    first, rest, decoder = plan.units
+    assert first.kind == rest.kind
+    assert first.paths == ("transformer_blocks.0",)
+    assert rest.paths == tuple(f"transformer_blocks.{index}" for index in range(1, 12))
+    assert first.signature.differs(rest.signature) == "hidden_states.stride is (2048, 128, 1), built for (2048, 1, 16)"
+    assert (decoder.component, decoder.paths) == ("vae.decoder", ("",))
+
+
+def test_capturing_twice_gives_the_same_key() -> None:
+    assert make_plan(RECIPE, request_for()).key == make_plan(RECIPE, request_for()).key
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"shapes": SHAPES[:1]}, {"shapes", "signatures/transformer", "signatures/vae.decoder"}),
+        ({"scope": "regional"}, {"scope", "signatures/transformer"}),
+        ({"batches": (2,)}, {"batch", "signatures/transformer", "signatures/vae.decoder"}),
+        ({"guidance": "off"}, {"guidance", "signatures/transformer"}),
+        ({"options": Options.parse({"dynamic": True})}, {"dynamic", "signatures/transformer", "signatures/vae.decoder"}),
+        (
+            {"options": Options.parse({"mode": "O2:freezing"})},
+            {"mode", "component/transformer/weights", "component/vae.decoder/weights"},
+        ),
+        ({"cache_layer": False}, {"layers"}),
+        (
+            {"dtype": "bfloat16"},
+            {f"component/{path}/{part}" for path in ("transformer", "vae.decoder") for part in ("dtype", "fingerprint")}
+            | {"signatures/transformer", "signatures/vae.decoder"},
+        ),
+        ({"fuse_qkv": True}, {"component/transformer/fingerprint"}),
+    ],
+)
+def test_what_is_asked_moves_exactly_its_own_parts(changes: dict[str, object], parts: set[str]) -> None:
+    base, other = make_plan(RECIPE, request_for()).key, make_plan(RECIPE, request_for(**changes)).key
+    assert {name for name, _, _ in base.diff(other)} == parts
+    assert base.digest != other.digest
+
+
+def test_a_smaller_tree_of_components_is_a_smaller_plan() -> None:
+    plan = make_plan(RECIPE, request_for(components=("vae.decoder",)))
+    assert list(plan.modules) == ["vae.decoder"]
+    assert {unit.component for unit in plan.units} == {"vae.decoder"}
