@@ -6,10 +6,11 @@ from typing import Protocol, runtime_checkable
 
 from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
-from aot.cache_store.errors import RolledBack
+from aot.cache_store.errors import Corrupt, RolledBack
 from aot.cache_store.local import LocalStore
+from aot.cache_store.plain import in_the_way, read_plain
 from aot.cache_store.store import Store
-from aot.cache_store.written import write_whole
+from aot.cache_store.written import delete, write_whole
 
 
 @runtime_checkable
@@ -36,13 +37,15 @@ def check_history(remote: Store, local: LocalStore) -> None:
             remedy=f"ask its owner. If it is meant, pin the commit ({remote.location}@COMMIT), or delete {note} to forget what was seen.",
         )
     if state != before:
+        if in_the_way(note):
+            delete(note)
         write_whole(note, encode({"serial": state[0], "list": state[1]}))
 
 
 def _read(note: Path) -> tuple[int, str] | None:
     """What is remembered; None where nothing is, or nothing that can be read."""
     try:
-        value = json.loads(note.read_bytes())
+        value = json.loads(read_plain(note))
         return int(value["serial"]), str(value["list"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, Corrupt):
         return None

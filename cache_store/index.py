@@ -17,10 +17,11 @@ from typing import Any, Self
 from zlib import crc32
 
 from aot.cache_store.digest import Digest
-from aot.cache_store.errors import CodedError, Malformed
+from aot.cache_store.errors import CodedError, Corrupt, Malformed
 from aot.cache_store.manifest import Manifest
+from aot.cache_store.plain import in_the_way, read_plain
 from aot.cache_store.store import Entry, Ref
-from aot.cache_store.written import write_whole
+from aot.cache_store.written import delete, write_whole
 
 _FILE = "index"
 _SETTLED = 2_000_000_000  # ns; file systems stamp times in steps of up to a clock tick, some of 2 s
@@ -42,8 +43,8 @@ class _Content:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Empty where there is nothing that can be read."""
-        with suppress(OSError, ValueError):
-            title, _, body = path.read_bytes().partition(b"\n")
+        with suppress(OSError, ValueError, Corrupt):
+            title, _, body = read_plain(path).partition(b"\n")
             if title == _title(body):
                 head, *lines = body.decode().split("\n")
                 told = json.loads(head)
@@ -55,7 +56,9 @@ class _Content:
     def write(self, path: Path) -> None:
         head = json.dumps({"directories": self.directories, "parts": list(self.parts)})
         body = "\n".join([head, *self.rows.values()]).encode()
-        with suppress(CodedError):  # on a disk that cannot be written the next listing reads what it needs again
+        with suppress(CodedError, OSError):  # on a disk that cannot be written the next listing reads what it needs again
+            if in_the_way(path):
+                delete(path)
             write_whole(path, _title(body) + b"\n" + body)
 
     def number(self, part: tuple[str, str]) -> int:
@@ -132,7 +135,7 @@ class Index:
             Ref(name, Digest(key))  # a stray file is not a ref
             hex, told = _NOTHING, "\t0\t"
             with suppress(CodedError):  # who wants it will ask for it, and be told what is wrong
-                hex = Digest.parse(path.read_text(errors="replace").rstrip("\n")).hex
+                hex = Digest.parse(read_plain(path).decode(errors="replace").rstrip("\n")).hex
                 manifest = self._read(Digest(hex))
                 numbers = " ".join(str(content.number(part)) for part in manifest.key.items())
                 told = f"{manifest.created}\t{manifest.size}\t {numbers} "

@@ -13,12 +13,14 @@ from aot.cache_store.digest import Digest
 from aot.cache_store.errors import Corrupt, Malformed, Missing, TimedOut, named
 from aot.cache_store.index import Index
 from aot.cache_store.manifest import MAX_MANIFEST, Manifest
+from aot.cache_store.plain import in_the_way, is_plain, open_plain, read_plain
 from aot.cache_store.root import open_root
 from aot.cache_store.signing import MAX_ENVELOPE, merge
 from aot.cache_store.store import EVERYTHING, Entry, Ref, leading_to, missing_blob, missing_manifest, read_manifest
-from aot.cache_store.written import delete, put, sync
+from aot.cache_store.written import delete, in_use, put, sync, temporary
 
 MAX_ORIGINS = 64 << 10  # bytes
+_VOUCHED = ("blobs", "manifests", "signatures")  # the directories of files named by a digest that are taken out of use together
 
 
 class LocalStore:
@@ -40,7 +42,7 @@ class LocalStore:
         with named(self._tree):
             found = sorted((self._tree / "refs").glob("*/*"))
         for path in found:
-            with suppress(Malformed):  # a stray file is not a ref
+            with suppress(Malformed, Corrupt):  # a stray file is not a ref; who asks for a damaged one is told
                 ref = Ref(path.parent.name, Digest(path.name))
                 if digest := self._resolve(ref):
                     yield ref, digest
@@ -58,13 +60,13 @@ class LocalStore:
     def _resolve(self, ref: Ref) -> Digest | None:
         with named(self._tree):
             try:
-                text = self._ref(ref).read_text(errors="replace")
+                text = read_plain(self._ref(ref), culprit=str(ref)).decode(errors="replace")
             except FileNotFoundError:
                 return None
         return Digest.parse(text.rstrip("\n"))
 
     def manifest(self, digest: Digest) -> bytes:
-        with self._opened(self._tree / "manifests" / digest.hex, missing_manifest(digest)) as file:
+        with self._opened("manifests", digest, missing_manifest(digest)) as file:
             return file.read(MAX_MANIFEST + 1)
 
     def envelope(self, digest: Digest) -> bytes | None:
@@ -76,7 +78,7 @@ class LocalStore:
         return frozenset(found.decode(errors="replace").split("\n")) - {""} if found else frozenset({self.location})
 
     def open_blob(self, digest: Digest) -> AbstractContextManager[BinaryIO]:
-        return self._opened(self._tree / "blobs" / digest.hex, missing_blob(digest))
+        return self._opened("blobs", digest, missing_blob(digest))
 
     def commit(
         self, ref: Ref, manifest: bytes, blobs: Mapping[Digest, Path], *, envelope: bytes | None = None, origins: Collection[str] = ()
@@ -85,12 +87,14 @@ class LocalStore:
         digest = Digest.of(manifest)
         layers = [layer.digest for layer in Manifest.parse(manifest).layers]
         with self._locked():
+            for path in (self._ref(ref), *(self._tree / kind / digest.hex for kind in (*_VOUCHED[1:], "origins"))):
+                self._clear(path)
             while True:
                 for layer in layers:
                     self._put_blob(layer, blobs.get(layer))
                 self._put(self._tree / "manifests" / digest.hex, manifest)
                 # `collect` moves a blob aside before it looks at the manifests: had it taken one of ours, we see it now
-                if all(self._blob(layer).exists() for layer in layers):
+                if all(is_plain(self._blob(layer)) for layer in layers):
                     break
             if signed := merge(self.envelope(digest), envelope):
                 self._put(self._tree / "signatures" / digest.hex, signed)
@@ -104,10 +108,13 @@ class LocalStore:
         with self._locked():
             for ref in list(leading_to(self, culprit)):
                 self.remove(ref)
-            _, _, hex = culprit.rpartition(":")
-            for kind in ("blobs", "manifests", "signatures"):
-                with named(self._tree), suppress(FileNotFoundError):
-                    (self._tree / kind / hex).rename(self._tree / "quarantine" / f"{hex}-{secrets.token_hex(4)}")
+            name, _, hex = culprit.rpartition(":")
+            if "@" in name:  # a ref that cannot be read leads nowhere
+                self._set_aside(self._ref(Ref.parse(culprit)))
+                return
+            for kind in _VOUCHED:
+                self._set_aside(self._tree / kind / hex)
+            self._clear(self._tree / "origins" / hex)
 
     def remove(self, ref: Ref) -> None:
         with named(self._tree):
@@ -139,7 +146,7 @@ class LocalStore:
 
     def blob_path(self, digest: Digest) -> Path | None:
         """The blob's file, for who sends it elsewhere; None where it is not in this store."""
-        return self._blob(digest) if self._blob(digest).exists() else None
+        return self._blob(digest) if is_plain(self._blob(digest)) else None
 
     @contextmanager
     def receiving(self, digest: Digest, *, seconds: float) -> Iterator[Path | None]:
@@ -156,7 +163,9 @@ class LocalStore:
                     f"blob {digest.short}: another process has been downloading it for {seconds:.0f} s.", remedy="end that, or try again."
                 ) from error
         try:
-            yield None if self._blob(digest).exists() else self._tree / "parts" / digest.hex
+            part = self._tree / "parts" / digest.hex
+            self._clear(part)
+            yield None if is_plain(self._blob(digest)) else part
         finally:
             lock.release()
 
@@ -166,6 +175,7 @@ class LocalStore:
             with open(part, "rb") as file:
                 os.fsync(file.fileno())
             part.chmod(0o400)
+            self._clear(self._blob(digest))
             part.rename(self._blob(digest))
             sync(self._tree / "blobs")
 
@@ -227,7 +237,7 @@ class LocalStore:
         with named(self._tree):
             wanted, aside = keep(), {}
             for path in list((self._tree / kind).iterdir()):
-                if path.name not in wanted and not _in_use(path):
+                if path.name not in wanted and not in_use(path):
                     aside[path] = self._tree / "quarantine" / f"{path.name}-{secrets.token_hex(4)}"
                     path.rename(aside[path])
             wanted = keep()
@@ -236,26 +246,37 @@ class LocalStore:
             return sum(delete(path) for path in aside.values())
 
     @contextmanager
-    def _opened(self, path: Path, missing: Missing) -> Iterator[BinaryIO]:
+    def _opened(self, kind: str, digest: Digest, missing: Missing) -> Iterator[BinaryIO]:
+        path = self._tree / kind / digest.hex
         with named(path):
             try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+                opened = open_plain(path, culprit=str(digest))
             except FileNotFoundError:
                 raise missing from None
-        with os.fdopen(descriptor, "rb") as file:
+        with opened as file:
             yield file
+
+    def _clear(self, path: Path) -> None:
+        """Make way for a file where something else is: it is kept in quarantine."""
+        if in_the_way(path):
+            self._set_aside(path)
+
+    def _set_aside(self, path: Path) -> None:
+        with named(self._tree), suppress(FileNotFoundError):
+            path.rename(self._tree / "quarantine" / f"{path.name}-{secrets.token_hex(4)}")
 
     def _small(self, kind: str, digest: Digest, limit: int) -> bytes | None:
         """A small file about a manifest; None where there is none."""
         try:
-            with self._opened(self._tree / kind / digest.hex, missing_manifest(digest)) as file:
+            with self._opened(kind, digest, missing_manifest(digest)) as file:
                 return file.read(limit)
         except Missing:
             return None
 
     def _put_blob(self, digest: Digest, source: Path | None) -> None:
-        if self._blob(digest).exists():
+        if is_plain(self._blob(digest)):
             return
+        self._clear(self._blob(digest))
         if source is None:
             raise missing_blob(digest)
         with open(source, "rb") as stream:
@@ -265,18 +286,4 @@ class LocalStore:
         put(path, content, by=self._temporary(), digest=digest)
 
     def _temporary(self) -> Path:
-        return self._tree / "tmp" / f"{os.getpid()}-{secrets.token_hex(8)}"
-
-
-def _in_use(path: Path) -> bool:
-    """Whether a file in `tmp/`, named for the process that made it, may still be written."""
-    pid, dash, _ = path.name.partition("-")
-    if not (dash and pid.isdigit()):
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's process, then, and alive
-        return True
-    return True
+        return temporary(self._tree / "tmp")

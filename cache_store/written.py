@@ -53,3 +53,22 @@ def delete(path: Path) -> int:
     size = path.lstat().st_size
     path.unlink()
     return size
+
+
+def temporary(directory: Path) -> Path:
+    """A name in `directory` that nobody else uses; it says which process made it."""
+    return directory / f"{os.getpid()}-{secrets.token_hex(8)}"
+
+
+def in_use(path: Path) -> bool:
+    """Whether a file named by `temporary` may still be written: its process is there."""
+    pid, dash, _ = path.name.partition("-")
+    if not (dash and pid.isdigit()):
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's process, then, and alive
+        return True
+    return True
