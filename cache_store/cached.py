@@ -6,10 +6,11 @@ from contextlib import AbstractContextManager
 from typing import BinaryIO
 
 from aot.cache_store.digest import Digest
-from aot.cache_store.errors import Missing, RolledBack, Unreachable
+from aot.cache_store.errors import Corrupt, Missing, RolledBack, Unreachable
 from aot.cache_store.history import check_history
 from aot.cache_store.local import LocalStore
 from aot.cache_store.manifest import Manifest
+from aot.cache_store.patience import HAVE_SECONDS, in_time
 from aot.cache_store.progress import Told, silent
 from aot.cache_store.store import EVERYTHING, Entry, Ref, Store, check_manifest, missing_blob
 from aot.cache_store.transfer import pull
@@ -25,6 +26,7 @@ class CachedStore:
         self.remote, self.local = remote, local
         self.location = remote.location
         self._told = told
+        self._away = False  # the remote did not answer, and there was something here to go on with
         self._seen: dict[Digest, tuple[Manifest, bytes]] = {}  # of the manifests read so far, which layers belong to which
 
     def refs(self) -> Iterator[tuple[Ref, Digest]]:
@@ -32,20 +34,32 @@ class CachedStore:
             yield entry.ref, entry.digest
 
     def entries(self, *, about: Collection[str] = (), within: Mapping[str, str] = EVERYTHING, newest: int | None = None) -> Iterator[Entry]:
-        """The remote's; those pulled from it before, if it cannot be reached or was rolled back. Raises that if there are none."""
+        """The remote's; those pulled from it before, if it cannot be reached or was rolled back. Raises that if there are none.
+
+        Where there are some, it is not waited for long.
+        """
+
+        def asked() -> list[Entry]:
+            return list(self.remote.entries(about=about, within=within, newest=newest))
+
+        pulled = [entry for entry in self.local.entries(about=about, within=within, newest=newest) if self._is_from_there(entry)]
+        if pulled and self._away:
+            return iter(pulled)
         try:
-            found = list(self.remote.entries(about=about, within=within, newest=newest))
+            found = in_time(asked, seconds=HAVE_SECONDS, what=f"an answer of {self.location}") if pulled else asked()
             check_history(self.remote, self.local)
         except (Unreachable, RolledBack) as error:
-            found = [
-                entry
-                for entry in self.local.entries(about=about, within=within, newest=newest)
-                if self.location in self.local.origins(entry.digest)
-            ]
-            if not found:
+            if not pulled:
                 raise
             log.warning("%s Going on with what was pulled from %s before.", error, self.location)
-        yield from found
+            self._away, found = True, pulled
+        return iter(found)
+
+    def _is_from_there(self, entry: Entry) -> bool:
+        try:
+            return self.location in self.local.origins(entry.digest)
+        except Corrupt:
+            return False
 
     def resolve(self, ref: Ref) -> Digest | None:
         return next((digest for found, digest in self.refs() if found == ref), None)
@@ -60,7 +74,7 @@ class CachedStore:
         return raw
 
     def envelope(self, digest: Digest) -> bytes | None:
-        return self.local.envelope(digest) or self.remote.envelope(digest)
+        return self.local.envelope(digest) or (None if self._away else self.remote.envelope(digest))
 
     def origins(self, digest: Digest) -> frozenset[str]:  # whatever else it came from, it is asked for from there
         return frozenset({self.location})

@@ -31,6 +31,7 @@ class HubReader:
         self._repo, self._api, self.location = repo, api, location
         self.revision = revision
         self.commit: str | None = None
+        get_session()  # now: what making it takes is no silence of the server
 
     def small(self, path: str, *, limit: int, sound: Callable[[bytes], bool] = lambda _: True) -> bytes | None:
         """A file of at most `limit` bytes; None when there is none. One request, tried again where that may help.

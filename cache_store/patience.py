@@ -1,8 +1,10 @@
 """Patience: how long something may take in all, and how often it is tried again."""
 
 import random
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TypeVar
 
 from aot.cache_store.errors import Denied, StoreFull, TimedOut, Unreachable
@@ -12,6 +14,7 @@ T = TypeVar("T")
 PULL_SECONDS = 600.0  # a whole pull, whatever it is made of
 LOAD_SECONDS = 60.0  # a whole load, once the bytes are here
 ASK_SECONDS = 30.0  # the questions to a remote store that come before a transfer
+HAVE_SECONDS = 2.0  # the same, where what was pulled before would do
 ATTEMPTS = 5
 FIRST_PAUSE = 0.5  # s; doubled each time, and taken at random between half and the whole: many clients must not come back at once
 
@@ -50,6 +53,26 @@ def retried(action: Callable[[], T], *, deadline: Deadline, gained: Callable[[],
             if attempt >= ATTEMPTS:
                 raise
         pause(attempt, deadline)
+
+
+def in_time(action: Callable[[], T], *, seconds: float, what: str) -> T:
+    """What `action` returns or raises; TimedOut when it has not after `seconds`.
+
+    It then goes on in a thread that nobody waits for: a client in the middle of a request cannot be stopped.
+    """
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(action())
+        except BaseException as error:  # noqa: BLE001 - it is the asker's
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return answer.result(timeout=seconds)
+    except TimeoutError as error:
+        raise TimedOut(f"{what} took more than {seconds:.0f} s.", remedy="see whether it can be reached; try again.") from error
 
 
 def pause(attempt: int, deadline: Deadline) -> None:

@@ -1,4 +1,5 @@
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,31 @@ def test_without_the_remote_what_was_pulled_from_it_is_served(
     with caplog.at_level(logging.WARNING, "aot"):
         assert [entry.ref for entry in store.entries()] == [ref]
     assert "AOT-E204" in caplog.text
+
+
+def test_a_remote_that_says_nothing_is_asked_once_and_not_waited_for_where_there_is_something_here(
+    store: CachedStore, filled: NumberedStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would never answer: that this returns at all is the test."""
+    monkeypatch.setattr("aot.cache_store.cached.HAVE_SECONDS", 0.1)
+    ref, manifest, blobs = small(tmp_path)
+    read(store, filled.commit(ref, manifest.encode(), blobs))
+    answering, asked = threading.Event(), list[str]()
+
+    def silent(*_: Any, **__: Any) -> Any:
+        asked.append("")
+        answering.wait()
+        raise Unreachable("memory: is away.")
+
+    monkeypatch.setattr(filled, "entries", silent)
+    monkeypatch.setattr(filled, "envelope", silent)
+    with caplog.at_level(logging.WARNING, "aot"):
+        for _ in range(2):
+            (entry,) = store.entries()
+            assert (entry.ref, store.envelope(entry.digest)) == (ref, None)
+    answering.set()
+    assert len(asked) == len(caplog.records) == 1
+    assert "AOT-E209" in caplog.text
 
 
 def test_a_corrupt_blob_is_quarantined_and_refetched(store: CachedStore, filled: MemoryStore, tmp_path: Path) -> None:
