@@ -44,14 +44,17 @@ def check(
         differences = [{"field": one.field, "built": one.built, "here": one.here, "is": one.weight, "why": one.why} for one in found]
         print_json({"built": str(built), "here": str(here), "differences": differences, "loads": not refused, "canary_error": error})
     else:
-        _print(built, here, found, error)
+        _print(built, gpu, found, error)
     if refused:
         raise Miss(f"it is not loaded here: {'; '.join(map(str, refused))}.", remedy=_remedy(refused))
 
 
-def _print(built: Target, here: Target, found: list[Difference], error: float | None) -> None:
-    print(f"built for {built}\nhere      {here}")
-    if found:
+def _print(built: Target, gpu: str, found: list[Difference], error: float | None) -> None:
+    where = "this machine" if gpu == "auto" else gpu
+    if not found:
+        print(f"{built}: fits {where}")
+    else:
+        print(f"built for {built}\n")
         print_table(("field", "built for", "here", "is", "why"), [(one.field, one.built, one.here, one.weight, one.why) for one in found])
     if error is not None:
         print(f"the canary came back: relative L2 error {error:.1e} against the golden outputs")

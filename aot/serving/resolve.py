@@ -80,7 +80,7 @@ def judge(key: Key, *, modules: Mapping[str, Facts], wish: Facts, allow: Collect
         else:
             served[path] = built
     if shared or not served:
-        compared = {path: built for other in others.values() for path, built in other.compared.items()}
+        compared = served | {path: built for other in others.values() for path, built in other.compared.items()}
         every = (*shared, *(difference for other in others.values() for difference in other.differences))
         only_degraded = bool(refused and served and not mode) and all(difference.allow for difference in refused)
         allowable = tuple(dict.fromkeys(difference.allow for difference in refused if difference.allow)) if only_degraded else ()
@@ -136,14 +136,20 @@ def _goodness(candidate: Candidate) -> tuple[int, bool]:
 def nearest(found: list[Candidate], path: str) -> tuple[Candidate, Rejected] | None:
     """Of the artifacts that do not serve the component at `path`, the one that comes nearest, and the parts that differ.
 
-    One with a component of that class is nearer than any without, then the one with the fewest differing parts.
+    One with a component of that class is nearer than any without, then one of the same architecture, then of the same
+    structure: what differs in the machine or the mode is told of the user's own model before what differs in another.
     """
     rejections = [
         (candidate, verdict.about(path))
         for candidate in found
         if (verdict := candidate.verdict.others.get(path) if isinstance(candidate.verdict, Accepted) else candidate.verdict)
     ]
-    return min(rejections, key=lambda pair: (path not in pair[1].compared, len(pair[1].differences)), default=None)
+    return min(rejections, key=lambda pair: _distance(path, pair[1]), default=None)
+
+
+def _distance(path: str, rejected: Rejected) -> tuple[bool, bool, bool, int]:
+    names = {name for name, _, _ in rejected.differences}
+    return path not in rejected.compared, f"{path} config" in names, f"{path} fingerprint" in names, len(rejected.differences)
 
 
 def set_aside(store: Store, error: CodedError) -> None:

@@ -10,7 +10,7 @@ from aot.machine.target import Target
 from aot.request.options import Options
 from aot.serving.resolve import Accepted, Candidate, Rejected, judge, nearest
 
-GOLDEN = Path(__file__).parent / "golden" / "key.txt"
+GOLDEN = Path(__file__).parents[1] / "golden" / "key.txt"
 TARGET = Target("cpu", "x86-64-v4", "2.15.0", "0.42.1", "linux-x86_64")
 FACTS = {"class": "diffusers.PixArt", "config": "c", "dtype": "float32", "source": "s", "fingerprint": "f"}
 
@@ -87,6 +87,23 @@ def test_the_nearest_artifact_has_a_component_of_the_class_and_is_told_apart_by_
     assert found is not None
     assert found[0] is candidates[1]
     assert [name for name, _, _ in found[1].differences] == ["unet config", "unet fingerprint"]
+
+
+def test_the_nearest_artifact_is_of_the_users_own_model_before_it_is_for_the_same_machine() -> None:
+    """An sdxl pipeline on a CPU: an sdxl artifact for a GPU says more than one of sdxl-ip-adapter for this CPU."""
+    live = {"unet": {**FACTS, "class": "diffusers.UNet"}}
+    elsewhere = of_wish(Options.parse({"mode": "O3"}), replace(TARGET, sku="other", torch="2.14.0", triton="3.7.0"))
+    own = Key({**elsewhere, **component_parts("unet", live["unet"])})
+    loaded = Key({**WISH, **component_parts("unet", {**live["unet"], "fingerprint": "lora"})})
+    adapter = Key({**WISH, **component_parts("unet", {**live["unet"], "fingerprint": "adapter", "config": "d"})})
+    candidates = [
+        Candidate(Entry(Ref("x", key.digest), key.digest, created="", size=0, key=dict(key.parts)), judge(key, modules=live, wish=WISH))
+        for key in (adapter, loaded, own)
+    ]
+    order = []
+    while found := nearest([candidate for candidate in candidates if candidate not in order], "unet"):
+        order.append(found[0])
+    assert order == candidates[::-1]
 
 
 def test_two_keys_differ_part_by_part() -> None:
