@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from aot.benchmark.measurement import Measurement, Way
-from aot.building.build import Progress, build, fresh, wait_for
+from aot.building.build import build, fresh, wait_for
 from aot.cache_store.local import LocalStore
 from aot.compiler.process import Event, Process
+from aot.compiler.stage import Progress, stage
 from aot.environment import GRAPH_CACHE, INDUCTOR_DIRECTORY
 from aot.machine.target import Target
 from aot.request.request import Request
@@ -115,12 +116,12 @@ def bench(request: Request, store: LocalStore, *, plan: Measurement, progress: P
             wait_for(child.events(), "done", progress)
         runs = [stack.enter_context(_Run(way, message, work, store, environ, built.log, progress)) for way in plan.ways]
         for number in range(plan.rounds):
-            progress(f"steady state, round {number + 1} of {plan.rounds}")
-            for run in runs:
-                run.round()
+            with stage(progress, f"steady state, round {number + 1} of {plan.rounds}"):
+                for run in runs:
+                    run.round()
         for run in runs:
-            progress(f"{run.account.way}: the whole pipeline, {plan.steps} steps")
-            run.pipeline()
+            with stage(progress, f"{run.account.way}: the whole pipeline, {plan.steps} steps"):
+                run.pipeline()
         accounts = {run.account.way: run.finish() for run in runs}
     return StartupLedger(request, str(built.digest), built.manifest.size, runs[0].calls, accounts, _machine(request))
 
@@ -134,12 +135,12 @@ class _Run:
         directory = work / ("inductor" if way in (Way.COLD, Way.JIT_WARM) else f"inductor-{way}")
         inherited = {**environ, INDUCTOR_DIRECTORY: str(directory)} if directory.exists() else fresh(environ, directory)
         cache = str(store.root) if way is Way.ARTIFACT else "0"
-        progress(f"{way}: start up in a fresh process")
-        self._process = Process("measure", {**message, "way": way}, log=log, environ={**inherited, GRAPH_CACHE: cache})
-        self._events: Iterator[Event] = self._process.events()
         self._progress = progress
         self._rounds: list[list[float]] = []
-        started, compared = self._wait("started"), self._wait("compared")
+        with stage(progress, f"{way}: start up in a fresh process"):
+            self._process = Process("measure", {**message, "way": way}, log=log, environ={**inherited, GRAPH_CACHE: cache})
+            self._events: Iterator[Event] = self._process.events()
+            started, compared = self._wait("started"), self._wait("compared")
         self.calls: list[str] = started["calls"]
         self.account = Account(
             way=way,

@@ -1,10 +1,9 @@
-"""Texts for people: sizes, ages, tables, the line that says what is being done."""
+"""Texts for people: sizes, ages, tables, the lines that say what is being done."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +11,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aot.building.build import Progress
+    from rich.progress import TaskID
+
     from aot.cache_store.manifest import Manifest
+    from aot.compiler.stage import Progress, Stage
 
 
 def size(count: float) -> str:
@@ -81,28 +82,34 @@ def print_records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """A function that shows what is being done, and for how long, on stderr: a live line on a terminal, else a line a step."""
+    """A function to be told of stages: one line a finished one on stderr; on a terminal those under way too, and what they took before."""
     from rich.console import Console
 
-    console, last = Console(stderr=True, highlight=False), _Step()
+    console = Console(stderr=True, highlight=False)
+
+    def finished(stage: Stage) -> None:
+        if stage.seconds is not None:
+            console.print(str(stage), markup=False)
+
     if not console.is_terminal:
-        yield lambda what: last.begin(what, lambda line: console.print(line, markup=False))
-        last.end(lambda line: console.print(line, markup=False))
+        yield finished
         return
-    from rich.progress import Progress as Bar
+    from rich.progress import Progress as Live
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    with Bar(SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(), console=console) as bar:
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(), TextColumn("{task.fields[expected]}")
+    with Live(*columns, console=console, transient=True) as live:
+        under_way: dict[str, TaskID] = {}
 
-        def show(what: str) -> None:
-            for task in bar.tasks:
-                bar.stop_task(task.id)
-                bar.update(task.id, total=1, completed=1)
-            bar.add_task(what, total=None)
+        def show(stage: Stage) -> None:
+            if stage.seconds is None:
+                expected = "" if stage.expected is None else f"of about {stage.expected:.0f} s"
+                under_way[stage.what] = live.add_task(stage.what, total=None, expected=expected)
+            elif stage.what in under_way:
+                live.remove_task(under_way.pop(stage.what))
+            finished(stage)
 
         yield show
-        for task in bar.tasks:
-            bar.stop_task(task.id)
 
 
 @contextmanager
@@ -125,20 +132,3 @@ def transfer_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     with Bar(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
-
-
-class _Step:
-    """The step under way, for a log that is read afterwards: each step's time is printed when the next begins."""
-
-    def __init__(self) -> None:
-        self._what, self._started = "", time.monotonic()
-
-    def begin(self, what: str, write: Any) -> None:
-        self.end(write)
-        self._what, self._started = what, time.monotonic()
-        write(f"… {what}")
-
-    def end(self, write: Any) -> None:
-        if self._what:
-            write(f"  {self._what}: {time.monotonic() - self._started:.1f} s")
-        self._what = ""

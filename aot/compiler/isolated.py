@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import requires, version
@@ -18,6 +18,7 @@ from packaging.version import InvalidVersion, Version
 
 from aot.cache_store.errors import StoreFull
 from aot.cache_store.root import open_root
+from aot.compiler.stage import Progress, stage
 from aot.errors import BadEnvironment, BadInput
 from aot.machine.target import TORCH_BELOW, TORCH_MIN, constant
 
@@ -39,7 +40,7 @@ class Interpreter:
         return {**environ, **dict(self.variables)}
 
 
-def interpreter(torch: str, root: Path, *, progress: Callable[[str], None], environ: Mapping[str, str]) -> Interpreter:
+def interpreter(torch: str, root: Path, *, progress: Progress, environ: Mapping[str, str]) -> Interpreter:
     """The interpreter of an environment with this version of torch below `root`, made if it is not there; else this process's own.
 
     Raises BadInput for a version that is not supported or that no index has, BadEnvironment without uv or when it fails,
@@ -56,8 +57,8 @@ def interpreter(torch: str, root: Path, *, progress: Callable[[str], None], envi
     home.parent.mkdir(mode=0o700, exist_ok=True)
     with FileLock(home.parent / f"{name}.lock"):
         if not (home / "complete").exists():
-            progress(f"make an environment with torch {torch}, kept for further builds")
-            _make(home, wanted, torch=torch, uv=_uv(environ), environ=environ)
+            with stage(progress, f"make an environment with torch {torch}, kept for further builds"):
+                _make(home, wanted, torch=torch, uv=_uv(environ), environ=environ)
         packages = str(next(home.glob("lib/python3*/site-packages")))
         own = _link(home / "own")
     return Interpreter(str(home / "bin" / "python"), (packages,), (("PYTHONPATH", str(own)), ("VIRTUAL_ENV", str(home))))

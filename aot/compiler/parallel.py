@@ -19,14 +19,17 @@ T = TypeVar("T")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def in_forks(work: Sequence[Callable[[], T]], *, at_once: int) -> Iterator[tuple[int, T]]:
+def in_forks(work: Sequence[Callable[[], T]], *, at_once: int, begun: Callable[[int], None] = lambda _: None) -> Iterator[tuple[int, T]]:
     """What each of `work` returns, with its place, as it is done; run in forks of this process, which see all that it holds.
 
-    Results are pickled, the functions are not. With one at once, or one to do, it is done here. Raises the first CodedError
-    that one of them raised, BuildFailed for any other error or when a fork dies; the others are then ended.
+    `begun` hears of each when it begins. Results are pickled, the functions are not. With one at once, or one to do, it is
+    done here. Raises the first CodedError that one of them raised, BuildFailed for any other error or when a fork dies; the
+    others are then ended.
     """
     if min(at_once, len(work)) <= 1:
-        yield from ((place, function()) for place, function in enumerate(work))
+        for place, function in enumerate(work):
+            begun(place)
+            yield place, function()
         return
     context, waiting, running = get_context("fork"), list(enumerate(work)), dict[Connection, tuple[int, Any]]()
     try:
@@ -36,6 +39,7 @@ def in_forks(work: Sequence[Callable[[], T]], *, at_once: int) -> Iterator[tuple
                 receiving, sending = context.Pipe(duplex=False)
                 fork = context.Process(target=_run, args=(function, sending, os.getpid()), daemon=True)
                 fork.start()
+                begun(place)
                 sending.close()
                 running[receiving] = place, fork
             for connection in wait(list(running)):
