@@ -1,4 +1,4 @@
-"""Golden: what each graph of an artifact answered at its build to inputs that any process can make again."""
+"""Golden: what each graph of an artifact answered at its build, or has to answer, to inputs that any process can make again."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Golden:
     outputs: dict[str, list[tuple[list[int], torch.Tensor]] | None]
 
     @classmethod
-    def record(cls, book: Book, runs: dict[str, Run]) -> Self:
-        """Run every graph of `book`, by library, on its golden inputs."""
-        return cls({entry.file: _sampled(runs[entry.file](inputs(book, place))) for place, entry in enumerate(book.graphs)})
+    def record(cls, book: Book, runs: dict[str, Run], *, device: str | None = None) -> Self:
+        """Run every graph of `book`, by library, on its golden inputs: on `device`, else where the graph wants them."""
+        return cls({entry.file: _sampled(runs[entry.file](inputs(book, place, device))) for place, entry in enumerate(book.graphs)})
 
     def error(self, book: Book, runs: dict[str, Run]) -> float:
         """The largest relative L2 error of the graphs now against what they answered then; infinite where there is no answer."""
@@ -55,15 +55,16 @@ class Golden:
         return cls({file: found and [(shape, _values(text)) for shape, text in found] for file, found in value.items()})
 
 
-def inputs(book: Book, place: int) -> list[torch.Tensor]:
-    """The golden inputs of a graph: weights, then the call's tensors."""
+def inputs(book: Book, place: int, device: str | None = None) -> list[torch.Tensor]:
+    """The golden inputs of a graph: weights, then the call's tensors; on `device`, else where the graph wants them."""
     entry = book.graphs[place]
     weights = () if entry.frozen else book.kinds[entry.kind].weights
-    made = [_tensor(spec, number, weight=True) for number, (_, spec) in enumerate(weights)]
-    return made + [_tensor(spec, len(made) + number, weight=False) for number, spec in enumerate(entry.signature.specs)]
+    made = [_tensor(spec, number, weight=True, device=device) for number, (_, spec) in enumerate(weights)]
+    calls = enumerate(entry.signature.specs, len(made))
+    return made + [_tensor(spec, number, weight=False, device=device) for number, spec in calls]
 
 
-def _tensor(spec: TensorSpec, number: int, *, weight: bool) -> torch.Tensor:
+def _tensor(spec: TensorSpec, number: int, *, weight: bool, device: str | None) -> torch.Tensor:
     """Normal noise made by Python, whose generator is the same in every version, begun elsewhere in each tensor; ones where the
     dtype is none of floats.
 
@@ -77,7 +78,7 @@ def _tensor(spec: TensorSpec, number: int, *, weight: bool) -> torch.Tensor:
         flat = _noise().roll(_STEP * number).repeat(-(-spec.span // _PERIOD))[: spec.span]
         if weight:
             flat = flat / math.sqrt(max(math.prod(spec.shape[1:]), 1)) if len(spec.shape) > 1 else 0.5 + 0.1 * flat
-    return flat.to(dtype).to(spec.device).as_strided(spec.shape, spec.stride)
+    return flat.to(dtype).to(device or spec.device).as_strided(spec.shape, spec.stride)
 
 
 @cache

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -23,11 +22,13 @@ from aot.artifact.golden import Golden
 from aot.artifact.ledger import Ledger
 from aot.artifact.runner import Graph
 from aot.building.plan import Plan, Unit, make_plan
+from aot.building.reference import reference
 from aot.cache_store.digest import Digest
 from aot.compiler.cubin import architectures
-from aot.compiler.inductor import Configuration, check_options, compile_graph, jit
+from aot.compiler.inductor import Configuration, check_options, compile_graph, jit, prepare_forks
 from aot.compiler.parallel import in_forks
 from aot.compiler.process import Parent
+from aot.compiler.stage import Stage, stage
 from aot.environment import INDUCTOR_DIRECTORY
 from aot.errors import BuildFailed
 from aot.machine.device import Device, open_device, wait_for_device
@@ -62,15 +63,21 @@ def _compile_on(device: Device, recipe: Recipe, request: Request, directory: Pat
     measured: Measured = {"compile_s": {}}
     book = _compile(plan, request, device, directory, parent, measured)
     (directory / FILE).write_bytes(book.encode())
-    certificate: dict[str, Any] = {"unchecked": f"built without its GPU: nothing was run on {Target.named(request.gpu).sku}"}
-    if not device.simulated:
+    certificate: dict[str, Any]
+    if device.simulated:
+        with _stage(parent, "run the eager model on the CPU for golden outputs"):
+            golden = reference(plan, book, device)
+        why = f"built without its GPU: nothing was run on {Target.named(request.gpu).sku}"
+        certificate = {"unchecked": why, "golden": golden if isinstance(golden, str) else "of the eager model, on a CPU in float32"}
+    else:
         with _stage(parent, "check against eager"):
             graphs = [Graph(entry, directory / entry.file, device=device.type) for entry in book.graphs]
             allowed = tolerance(request.options.mode, request.dtype)
             certificate = check_graphs(plan, book, graphs, device=device.type, allowed=allowed, measured=measured)
         with _stage(parent, "record golden outputs"):
             golden = Golden.record(book, {graph.entry.file: graph.run_flat for graph in graphs})
-            (directory / GOLDEN).write_bytes(golden.encode())
+    if isinstance(golden, Golden):
+        (directory / GOLDEN).write_bytes(golden.encode())
     parent.tell("done", measured=measured, certificate=certificate)
 
 
@@ -110,11 +117,17 @@ def _compile(plan: Plan, request: Request, device: Device, directory: Path, pare
     files = [f"{unit.component}-{number}.so" for number, unit in enumerate(plan.units)]
     work = [partial(_compile_unit, plan, request, device, unit, directory / file) for unit, file in zip(plan.units, files, strict=True)]
     at_once = len(os.sched_getaffinity(0)) if device.simulated or device.type == CPU else 1
-    parent.tell("stage", what=f"compile {len(work)} graphs, {min(at_once, len(work))} at once")
+    if device.type == CPU and min(at_once, len(work)) > 1:
+        prepare_forks()
     found: dict[int, _Compiled] = {}
-    for place, compiled in in_forks(work, at_once=at_once):
+
+    def told(place: int, seconds: float | None = None) -> None:
+        unit = plan.units[place]
+        _tell(parent, Stage(f"compile graph {place + 1} of {len(work)}, {unit}", seconds, component=unit.component))
+
+    for place, compiled in in_forks(work, at_once=at_once, begun=told):
         found[place] = compiled
-        parent.tell("stage", what=f"compiled {plan.units[place]} in {compiled.seconds:.1f} s ({len(found)} of {len(work)})")
+        told(place, compiled.seconds)
     entries, kinds, frozen = [], dict[Digest, Kind](), request.options.mode.freezing
     for number, (unit, file) in enumerate(zip(plan.units, files, strict=True)):
         one = found[number]
@@ -189,10 +202,9 @@ def _timed(plan: Plan, call: Call) -> tuple[Any, float]:
         return returned, round(time.perf_counter() - started, 4)
 
 
-@contextmanager
-def _stage(parent: Parent, what: str) -> Iterator[dict[str, float]]:
-    """Tell the parent what begins; on success the yielded dict gets `seconds`."""
-    parent.tell("stage", what=what)
-    started, result = time.perf_counter(), dict[str, float]()
-    yield result
-    result["seconds"] = round(time.perf_counter() - started, 3)
+def _stage(parent: Parent, what: str) -> AbstractContextManager[None]:
+    return stage(partial(_tell, parent), what)
+
+
+def _tell(parent: Parent, stage: Stage) -> None:
+    parent.tell("stage", **stage.to_event())

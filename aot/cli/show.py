@@ -55,7 +55,7 @@ def _print(row: Row, manifest: Manifest) -> None:
     print(f"  digest  {row.digest}")
     print(f"  created {manifest.created} ({age(manifest.created, now())} ago)")
     print("key parts")
-    for name, value in sorted(manifest.key.items()):
+    for name, value in sorted((name, value) for name, value in manifest.key.items() if value):  # an image has no frames
         print(f"  {name}: {value}")
     print("layers")
     for layer in manifest.layers:
@@ -76,6 +76,7 @@ def _print(row: Row, manifest: Manifest) -> None:
         print("machine code: " + ", ".join(f"{count} cubins of {arch}" for arch, count in cubins.items()))
     if why := manifest.certificate.get("unchecked"):
         print(f"no quality certificate: {why}")
+        print(f"golden outputs: {manifest.certificate.get('golden', 'none')}")
         return
     print(f"quality certificate, against eager (allowed relative L2: {manifest.certificate.get('tolerance_relative_l2')})")
     for entry in manifest.certificate.get("calls", []):

@@ -66,6 +66,10 @@ class _WeightsInside(nn.Module):
         return found
 
 
+# The number of cores that serve is not the number that built: without this the code, and Inductor's own key, hold the latter
+_ANY_CORES: Mapping[str, Setting] = {"cpp.dynamic_threads": True}
+
+
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """How graphs are compiled: Inductor's options, whether the weights go inside, the device type, further GPU architectures."""
@@ -77,8 +81,8 @@ class Configuration:
 
     def of_inductor(self) -> dict[str, Any]:
         """As Inductor takes it. Raises Unsupported for what this torch cannot do."""
-        # the number of cores that serve is not the number that built; a CUDA graph is recorded around a loaded graph, not in it
-        found: dict[str, Any] = {"cpp.dynamic_threads": True}
+        # a CUDA graph is recorded around a loaded graph, not in it
+        found: dict[str, Any] = dict(_ANY_CORES)
         found |= {name: value for name, value in self.inductor.items() if name != "triton.cudagraphs"}
         if self.device == "cuda":
             # nothing is computed on the host; trying out what its CPU has takes longer than compiling a block
@@ -138,6 +142,13 @@ def _inputs(module: nn.Module, configuration: Configuration) -> tuple[list[str],
     return weights.names, weights.tensors() or []
 
 
+def prepare_forks() -> None:
+    """What every fork that compiles for this CPU would do again: import the compiler, and compile a probe of the CPU's vectors."""
+    from torch._inductor.cpu_vec_isa import pick_vec_isa  # remembers its answer
+
+    pick_vec_isa()
+
+
 def symbols(dynamic: DynamicRange) -> list[Any]:
     """`torch.export`'s dynamic shapes of the range's tensors: multiples of a height and a width, or of their product.
 
@@ -166,9 +177,10 @@ def jit(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
     a dynamic graph, and whether a warm directory serves a call would depend on which shape came first. Dynamic marks height
     and width only, the last two sizes of every image-like tensor: a batch or a prompt's length that varies is another graph."""
     check_options(options)
+    inductor = cast(dict[str, Any], {**_ANY_CORES, **options.inductor})
     if not options.dynamic:
-        return torch.compile(function, dynamic=False, options=cast(dict[str, Any], options.inductor))
-    compiled = torch.compile(function, options=cast(dict[str, Any], options.inductor))
+        return torch.compile(function, dynamic=False, options=inductor)
+    compiled = torch.compile(function, options=inductor)
 
     @wraps(function)
     def marked(*args: Any, **kwargs: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from aot.artifact.book import FILE as BOOK
 from aot.artifact.book import Book
-from aot.artifact.certificate import tolerance
+from aot.artifact.certificate import golden_tolerance
 from aot.artifact.golden import FILE, Golden
 from aot.artifact.guard import Guard
 from aot.artifact.ledger import Ledger
@@ -19,8 +19,9 @@ from aot.artifact.opened import GRAPH, run_directory, unpack
 from aot.artifact.runner import Graph
 from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
-from aot.cache_store.errors import CodedError, Malformed
+from aot.cache_store.errors import CodedError, Corrupt, Malformed
 from aot.cache_store.manifest import Manifest
+from aot.cache_store.plain import read_plain
 from aot.cache_store.store import Store
 from aot.cache_store.trust import Admitted
 from aot.compiler.process import Parent, Process
@@ -43,7 +44,7 @@ def send(
     not come back, came back with other numbers, or the artifact has no golden outputs; Corrupt, Missing for its bytes.
     """
     digest, manifest = admitted.digest, admitted.manifest
-    allowed = tolerance(Mode.parse(manifest.key["mode"]), _widest(manifest))
+    allowed = golden_tolerance(Mode.parse(manifest.key["mode"]), _widest(manifest), of_eager="unchecked" in manifest.certificate)
     note = guard.home / "canary" / f"{digest.hex}-{Digest.of(encode(str(here))).short}.json"
     if not again and (remembered := _read(note)) is not None:
         return remembered
@@ -62,8 +63,8 @@ def send(
 def _read(note: Path) -> float | None:
     """The error that a canary came back with before; None where nothing can be read."""
     try:
-        return float(json.loads(note.read_text())["error"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(json.loads(read_plain(note))["error"])
+    except (OSError, ValueError, KeyError, TypeError, Corrupt):
         return None
 
 
@@ -87,7 +88,7 @@ def _materialise(store: Store, admitted: Admitted, directory: Path) -> None:
     layer = manifest.layer(GRAPH)
     files = manifest.files_of(layer) if layer else []
     if layer is None or FILE not in {entry.path for entry in files}:
-        why = manifest.certificate.get("unchecked", "it is of an older version of aot")
+        why = manifest.certificate.get("golden") or manifest.certificate.get("unchecked", "it is of an older version of aot")
         raise LoadFailed(f"artifact {digest.short} has no golden outputs: {why}.", remedy=_REMEDY)
     unpack(store, admitted, layer=layer, into=directory, ledger=Ledger())
 

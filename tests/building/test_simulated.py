@@ -31,7 +31,8 @@ from aot.recipes import RECIPES, find
 from aot.request.options import Options
 from aot.request.shape import Shape
 from aot.serving.resolve import Rejected, judge
-from tests.conftest import CROSS, H200, OFTEN, Artifact, cross_request, quiet, request_for
+from tests.conftest import CROSS, H200, OFTEN, Artifact, cross_request, request_for
+from tests.shared import quiet
 
 pytestmark = pytest.mark.skipif(bool(gpus_here()), reason="for machines without a GPU: builds here would be real")
 
@@ -138,9 +139,12 @@ def test_every_cubin_of_an_artifact_built_without_its_gpu_carries_its_architectu
     assert "calls" not in built.manifest.certificate
     assert SKUS[gpu].name in built.manifest.certificate["unchecked"]
     assert [layer.kind for layer in built.manifest.layers] == ["graph"]
+    assert built.manifest.certificate["golden"] == "of the eager model, on a CPU in float32"
+    assert "golden.json" in {file.path for file in built.manifest.files}
     assert {"triton", "cuda", "torch"} <= set(built.manifest.producer)
 
 
+@pytest.mark.slow
 def test_the_same_build_again_gives_the_same_bytes_and_none_of_this_hosts_paths(
     crossbuilt: Callable[[str], Artifact], tmp_path: Path
 ) -> None:
@@ -160,6 +164,7 @@ def test_show_prints_what_machine_code_was_found(crossbuilt: Callable[[str], Art
     said = _aot(store, "show", built.ref.key.hex)
     assert "cubins of sm_90" in said.stdout
     assert "no quality certificate: built without its GPU" in said.stdout
+    assert "golden outputs: of the eager model" in said.stdout
     row = json.loads(_aot(store, "show", built.ref.key.hex, "--json").stdout)
     assert row["measured"]["cubins"]["text_encoder-0.so"].keys() == {"sm_90"}
 
@@ -175,7 +180,8 @@ def test_an_artifact_for_a_gpu_is_refused_here_with_the_differing_fields(crossbu
     sister = _aot(store, "check", built.ref.key.hex, "--gpu", "h100-sxm")
     assert (sister.returncode, "--allow-other-sku" in sister.stderr) == (10, True)
     assert _aot(store, "check", built.ref.key.hex, "--gpu", "h100-sxm", "--allow-other-sku").returncode == 0
-    assert _aot(store, "check", built.ref.key.hex, "--gpu", "h200").returncode == 0
+    fits = _aot(store, "check", built.ref.key.hex, "--gpu", "h200")
+    assert (fits.returncode, fits.stdout.endswith(": fits h200\n")) == (0, True)
 
 
 def _aot(store: LocalStore, *words: str) -> subprocess.CompletedProcess[str]:

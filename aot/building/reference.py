@@ -1,0 +1,77 @@
+"""Reference: golden outputs where a build has no device to run its graphs on: the eager model's, on the CPU, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from aot.artifact.book import Book, GraphEntry
+from aot.artifact.golden import Golden
+from aot.building.plan import Plan
+from aot.machine.device import Device
+from aot.model.capture import in_dtype
+from aot.model.signature import flatten
+
+_MOST_FLOP = 3e13  # of one graph: some minutes of a build host; PixArt-XL at 1024x1024 takes 1e13
+_SPARE = 2 << 30  # bytes of memory left to others
+
+
+def reference(plan: Plan, book: Book, device: Device) -> Golden | str:
+    """What each graph of `book` has to answer to its golden inputs, by the plan's own modules; or why that is not known.
+
+    Half precisions are computed in float32 from the very inputs that the device will have, so the error of a graph against
+    these is its own rounding, not twice that.
+    """
+    runs: dict[str, Callable[[list[torch.Tensor]], list[torch.Tensor]]] = {}
+    for entry, unit in zip(book.graphs, plan.units, strict=True):
+        module, names = plan.kinds[entry.kind][0], [name for name, _ in book.kinds[entry.kind].weights]
+        with in_dtype(module, unit.dtype):
+            if why := _too_much(module, names, entry, device):
+                return f"{entry.file}: {why}"
+        runs[entry.file] = partial(_eager, module, names, entry)
+    try:
+        with torch.no_grad():
+            return Golden.record(book, runs, device="cpu")
+    except Exception as error:  # a module that computes on its device alone is built all the same
+        return f"the eager model does not run on a CPU: {type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+
+
+def _eager(module: nn.Module, names: list[str], entry: GraphEntry, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    real = [tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors]
+    args, kwargs = entry.signature.call(real[len(names) :])
+    outputs: list[torch.Tensor] = []
+    flatten(torch.func.functional_call(module, dict(zip(names, real, strict=False)), args, kwargs), outputs)
+    return outputs
+
+
+def _too_much(module: nn.Module, names: list[str], entry: GraphEntry, device: Device) -> str:
+    """Why this host had better not run it; empty where it can."""
+    weights = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    needed = 2 * 4 * sum(weights[name].numel() for name in names)  # the weights, and what is made on the way
+    free = available_memory()
+    if needed + _SPARE > free:
+        return f"the eager model takes {needed / 2**30:.0f} GiB in float32, and {free / 2**30:.0f} are free here"
+    with device.tensors(), torch.no_grad():
+        args, kwargs = entry.signature.call(entry.signature.zeros())
+        with FlopCounterMode(display=False) as counted:
+            cast(Any, module)(*args, **kwargs)
+    flop = counted.get_total_flops()
+    return f"the eager model takes {flop:.0e} floating-point operations" if flop > _MOST_FLOP else ""
+
+
+def available_memory(system: Path = Path("/")) -> int:
+    """Bytes that this process may still take: what the kernel counts as available, within its control group's limit."""
+    lines = (system / "proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    group = system / "sys/fs/cgroup"
+    try:
+        limit, used = (group / "memory.max").read_text(), (group / "memory.current").read_text()
+        return free if limit.strip() == "max" else min(free, int(limit) - int(used))
+    except (OSError, ValueError):  # no control group of the second version
+        return free
