@@ -4,25 +4,67 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from aot.cache_store.errors import CodedError, named
 from aot.cache_store.root import default_root
-from aot.cli import bench, build, check, fsck, lock, lookup, ls, modes, prune, pull, push, recipes, show, targets, verify
-from aot.cli.trust import trust
 from aot.errors import INTERRUPTED, exit_code
 
+# a verb's module is imported when it is typed: all of them would take longer than `aot --help` may
+VERBS = {
+    "build": "Compile a recipe for one machine type into an artifact of the local store.",
+    "push": "Upload an artifact with its signatures: to the Hub in one commit, with a card that lists what the repository holds.",
+    "lookup": "Tell what a store has of a recipe, and whether there is one for my machine: one request, and nothing is downloaded.",
+    "pull": "Download the best artifact for this machine into the local store, and say why the others are not taken.",
+    "lock": "Pin the best artifact for a machine by digest and commit in aot.lock (or the file that AOT_LOCK names).",
+    "verify": "Check an artifact of the local store: who vouches for it, and every byte of every file.",
+    "ls": "List the artifacts of the local store, newest first.",
+    "show": "Show an artifact: every key part, layers and sizes, what the build measured, the quality certificate.",
+    "check": "Say whether an artifact would be loaded on this machine: each field that differs, and what that comes to.",
+    "bench": "Measure start-up eager, compiled cold, compiled with a warm directory and loaded from the artifact (built if absent).",
+    "prune": "Remove artifacts from the local store, and every byte that no artifact needs.",
+    "fsck": "Read every byte of a store, and tell what is not as promised. Exits with 7 when something is and was not repaired.",
+    "recipes": "List the recipes: components, divisors, scopes, modes, whether fuse_qkv applies, and the rows of each.",
+    "modes": "List the mode words: what each does, sets and costs, and which devices can have it in an artifact.",
+    "targets": "List the GPUs that can be built for, or tell what this machine is.",
+    "trust": "Whose artifacts may run here: list keys, add them, revoke them.",
+}
+PLAIN: dict[str, Any] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,  # plain help: rich alone would take half of the time that `aot --help` may take
+}
+
+
+class Verbs(TyperGroup):
+    """The verbs by name and first line; what one takes is known once it is asked for."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, known, rest = super().resolve_command(ctx, args)
+        return name, known and _load(name or ""), rest
+
+
+def _load(name: str) -> Any:
+    verb = getattr(import_module(f"aot.cli.{name}"), name)
+    if isinstance(verb, typer.Typer):
+        return typer.main.get_group(verb)
+    alone = typer.Typer(**PLAIN)
+    alone.command(name)(verb)
+    return typer.main.get_command(alone)
+
+
 app = typer.Typer(
+    cls=Verbs,
     help="Compile a diffusion model once per machine type, ship the result like a package, start serving in about a second.",
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: rich alone would take half of the time that `aot --help` may take
+    **PLAIN,
 )
-for verb in (build, push, lookup, pull, lock, verify, ls, show, check, bench, prune, fsck, recipes, modes, targets):
-    app.command()(getattr(verb, verb.__name__.rpartition(".")[2]))
-app.add_typer(trust, name="trust")
+for _name, _line in VERBS.items():
+    app.command(_name, help=_line)(lambda: None)
 
 
 def main() -> None:

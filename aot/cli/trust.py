@@ -11,7 +11,7 @@ from aot.cli import stores
 from aot.cli.request import Json
 from aot.cli.text import print_json, print_table
 
-trust = typer.Typer(help="Whose artifacts may run here: list keys, add them, revoke them.", no_args_is_help=True)
+trust = typer.Typer(help="Whose artifacts may run here: list keys, add them, revoke them.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @trust.command()

@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import typer
 
 from aot.cache_store.local import LocalStore
+from aot.cli.app import VERBS
 from aot.machine.device import gpus_here
 from aot.machine.sku import SKUS
 from aot.machine.target import Target
@@ -33,6 +36,12 @@ def test_help_comes_without_torch() -> None:
     assert done.returncode == 0, done.stderr
     for verb in ("build", "ls", "show", "check", "bench", "prune", "recipes", "modes", "targets"):
         assert f"\n  {verb} " in done.stdout
+
+
+def test_every_verb_is_listed_by_the_first_line_of_its_own_help() -> None:
+    for name, line in VERBS.items():
+        verb = getattr(import_module(f"aot.cli.{name}"), name)
+        assert line == (verb.info.help if isinstance(verb, typer.Typer) else verb.__doc__.splitlines()[0])
 
 
 @pytest.mark.parametrize(
