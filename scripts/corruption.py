@@ -195,7 +195,7 @@ def aot_corpus(work: Path, home: Path) -> Corpus:
     new = Stored(home)
     with torch.no_grad():
         (expected,) = new.model(**new.call)
-    prepare(["aot.nexfort", "torch._dynamo", "torch._inductor.compile_fx"])
+    prepare(["aot.serving.nexfort", "torch._dynamo", "torch._inductor.compile_fx"])
     # a store that was loaded from once has an index
     in_fork(partial(as_a_user, work / "used", partial(new.run, new.files)), seconds=DEADLINE)
     stored = Stored(work / "used" / "home")
@@ -217,7 +217,7 @@ def build_store(home: Path) -> Path:
     """The smallest artifact there is, with the threads and workers that a build has otherwise."""
     request = Request("pixart-alpha", "tiny", (Shape(64, 64),), "cpu", Options(), components=("transformer",))
     environ = {name: value for name, value in os.environ.items() if name not in ALONE}
-    build(request, LocalStore(home), progress=lambda stage: print(stage, file=sys.stderr), environ=environ)
+    build(request, LocalStore(home), progress=partial(print, file=sys.stderr), environ=environ)
     return home
 
 

@@ -1,22 +1,24 @@
 """Real artifacts, compiled once a session and shared by every test that loads: PixArt-alpha tiny at two sizes, and one of each recipe."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 
-from aot.building.build import Built, build
+from aot.building.build import Built
 from aot.cache_store.local import LocalStore
 from aot.request.options import Options
 from aot.request.request import Request
 from aot.request.shape import Shape
+from tests.shared import Shared, compile_quickly
 
 SHAPES = (Shape(64, 64), Shape(64, 96))
 
@@ -27,65 +29,23 @@ def request_for(**changes: Any) -> Request:
     return Request(**{**given, **changes})
 
 
-def quiet(_: str) -> None: ...
-
-
-# what the tests of recipes load: each once a session, whole or regional by turns. `scripts/matrix.py` has every combination
+# what the tests of recipes load: each once a session, whole or regional by turns. Slow tests have the decoders that are left
+# out here, `scripts/matrix.py` every combination
 ARTIFACTS: dict[str, dict[str, Any]] = {
     "pixart-alpha": {"shapes": SHAPES},
     "sdxl": {"shapes": (Shape(64, 64),), "options": Options.parse({"dynamic": True}), "components": ("unet",)},
     "sdxl-ip-adapter": {"shapes": (Shape(64, 64),), "scope": "regional", "components": ("unet", "image_encoder")},
     "sd21": {"shapes": (Shape(128, 128),), "scope": "regional", "components": ("unet",)},
-    "latte": {"shapes": (Shape(64, 64),), "scope": "regional"},
-    "sd3": {"shapes": (Shape(64, 64),), "components": ("transformer", "vae.decoder", "text_encoder")},
+    "latte": {"shapes": (Shape(64, 64),), "scope": "regional", "components": ("transformer",)},
+    "sd3": {"shapes": (Shape(64, 64),), "components": ("transformer", "text_encoder")},
 }
 Artifact: TypeAlias = tuple[LocalStore, Built]
-
-
-@pytest.fixture(scope="session")
-def build_pool() -> Iterator[ThreadPoolExecutor]:
-    """Builds run two at a time."""
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        yield pool
-
-
-@pytest.fixture(scope="session")
-def artifacts(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, build_pool: ThreadPoolExecutor
-) -> Callable[[str], Artifact]:
-    """The artifact of a recipe, in a store that no test may change.
-
-    Those that a collected test needs begin with the first: they are most of the tests' time.
-    """
-    home = tmp_path_factory.mktemp("recipes") / "home"
-
-    def made(name: str) -> Artifact:
-        store = LocalStore(tmp_path_factory.mktemp("session") / "home" if name == "pixart-alpha" else home)
-        row = ARTIFACTS[name] if name == "pixart-alpha" else {**ARTIFACTS[name], "cache_layer": False}
-        return store, build(request_for(recipe=name, **row), store, progress=quiet, environ=os.environ)
-
-    all_of_them = any("test_recipes" in item.nodeid for item in request.session.items)
-    futures = {name: build_pool.submit(made, name) for name in ARTIFACTS if all_of_them or name == "pixart-alpha"}
-    return lambda name: futures[name].result()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _begin(request: pytest.FixtureRequest) -> None:
-    """Builds begin with the session if any of its tests will need one: there is other work for the meantime."""
-    for fixture in ("artifacts", "crossbuilt"):
-        if any(fixture in item.fixturenames for item in request.session.items):
-            request.getfixturevalue(fixture)
-
-
-@pytest.fixture(scope="session")
-def built(artifacts: Callable[[str], Artifact]) -> Artifact:
-    """PixArt-alpha's."""
-    return artifacts("pixart-alpha")
-
-
+FROZEN = Options.parse({"mode": "freezing"})
 H200 = {"gpu": "h200", "simulate": True, "untuned": True, "cache_layer": False}
 CROSS = {"a100-pcie-40gb": "sm_80", "l40s": "sm_89", "h200": "sm_90", "rtx-5090": "sm_120"}
-OFTEN = ("a100-pcie-40gb", "h200")  # built in CI's run; each takes about a minute of one core
+OFTEN = ("h200",)  # built in CI's run; each takes about a minute of one core
+# the fixtures that hold an artifact: tests that ask for one come last, for it is being built meanwhile
+ARTIFACT_FIXTURES = {"artifacts", "built", "store", "cached", "crossbuilt", "regional", "frozen", "load"}
 
 
 def cross_request(gpu: str) -> Request:
@@ -94,18 +54,75 @@ def cross_request(gpu: str) -> Request:
     return request_for(**{**H200, "gpu": gpu}, shapes=SHAPES[:1], components=("text_encoder",), dtype=dtype)
 
 
+def pytest_configure() -> None:
+    compile_quickly(os.environ)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if ARTIFACT_FIXTURES & {*getattr(item, "fixturenames", ())}:
+            item.add_marker("compiles")
+    items.sort(key=lambda item: item.get_closest_marker("compiles") is not None)
+
+
 @pytest.fixture(scope="session")
-def crossbuilt(tmp_path_factory: pytest.TempPathFactory, build_pool: ThreadPoolExecutor) -> Callable[[str], Artifact]:
-    """The artifact for a GPU that is not here. Two begin with the session; the others, of slow tests, when they are asked for."""
-    store = LocalStore(tmp_path_factory.mktemp("cross") / "home")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Of all the processes of this session: pytest-xdist gives each a folder in a common one."""
+    own = tmp_path_factory.getbasetemp()
+    return Shared(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
 
-    @cache
-    def begun(gpu: str) -> Future[Built]:
-        return build_pool.submit(build, cross_request(gpu), store, progress=quiet, environ=os.environ)
 
-    for gpu in OFTEN:
-        begun(gpu)
-    return lambda gpu: (store, begun(gpu).result())
+@pytest.fixture(scope="session")
+def artifacts(shared: Shared) -> Callable[[str], Artifact]:
+    """The artifact of a recipe, in a store that no test may change."""
+
+    def made(name: str) -> Artifact:
+        if name == "pixart-alpha":
+            return shared.built(name, request_for(recipe=name, **ARTIFACTS[name]))
+        return shared.built(name, request_for(recipe=name, **ARTIFACTS[name], cache_layer=False), shared.folder / "recipes")
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def crossbuilt(shared: Shared) -> Callable[[str], Artifact]:
+    """The artifact for a GPU that is not here."""
+    return lambda gpu: shared.built(f"cross-{gpu}", cross_request(gpu), shared.folder / "cross")
+
+
+@pytest.fixture(scope="session")
+def frozen(shared: Shared) -> LocalStore:
+    """PixArt-alpha's denoiser with its weights inside."""
+    request = request_for(components=("transformer",), shapes=SHAPES[:1], cache_layer=False, options=FROZEN)
+    return shared.built("frozen", request)[0]
+
+
+@pytest.fixture(scope="session")
+def built(artifacts: Callable[[str], Artifact]) -> Artifact:
+    """PixArt-alpha's."""
+    return artifacts("pixart-alpha")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _begin(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The artifacts that any test will need are built from the session's begin on, one after another, beside other tests."""
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
+        yield
+        return
+    asked = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    work: list[Callable[[], Any]] = []
+    if "artifacts" in asked:
+        names = ARTIFACTS if any("test_recipes" in item.nodeid for item in request.session.items) else ("pixart-alpha",)
+        artifacts = request.getfixturevalue("artifacts")
+        work += [partial(artifacts, name) for name in names]
+    if "crossbuilt" in asked:
+        crossbuilt = request.getfixturevalue("crossbuilt")
+        work += [partial(crossbuilt, gpu) for gpu in OFTEN]
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        for each in work:
+            pool.submit(each)
+        yield
+        pool.shutdown(cancel_futures=True)
 
 
 REGIONAL = (
@@ -117,12 +134,15 @@ Regional: TypeAlias = tuple[Path, list[tuple[str, str, int]]]
 
 
 @pytest.fixture(scope="session")
-def regional(tmp_path_factory: pytest.TempPathFactory) -> Regional:
+def regional(shared: Shared) -> Regional:
     """A store that two builds of one artifact were begun on at once; and of each what it wrote, and its exit code."""
-    home = tmp_path_factory.mktemp("regional") / "home"
-    environ = {**os.environ, "AOT_HOME": str(home)}
-    both = [subprocess.Popen(BUILD_REGIONAL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) for _ in range(2)]
-    return home, [(*process.communicate(), process.returncode) for process in both]
+
+    def make(folder: Path) -> str:
+        environ = {**os.environ, "AOT_HOME": str(folder)}
+        both = [subprocess.Popen(BUILD_REGIONAL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) for _ in range(2)]
+        return json.dumps([(*process.communicate(), process.returncode) for process in both])
+
+    return shared.folder / "regional", json.loads(shared.once("regional", make))
 
 
 @pytest.fixture

@@ -134,6 +134,7 @@ def test_a_dynamic_plan_has_a_range_a_bucket_and_each_call_is_in_exactly_one(nam
         assert sum(dynamic is not None and dynamic.refuses(call.signature) is None for dynamic in ranges) == 1
 
 
+@pytest.mark.compiles
 def test_a_fallback_to_torch_compile_takes_every_height_and_width_in_one_graph() -> None:
     convolution = torch.nn.Conv2d(3, 4, 3, padding=1).eval()
     compiled = jit(convolution.forward, Options.parse({"mode": "default", "dynamic": True}))

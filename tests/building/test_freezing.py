@@ -1,6 +1,5 @@
 """Freezing: weights inside the code. One build; everything that must keep it from serving other weights."""
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,24 +8,13 @@ import torch
 
 import aot
 from aot.artifact.certificate import compare
-from aot.building.build import build
 from aot.cache_store.local import LocalStore
 from aot.errors import Miss
 from aot.model.memory_format import to_channels_last
 from aot.model.weights import FrozenWeights, LiveWeights
-from aot.request.options import Options
-from tests.conftest import SHAPES, quiet, request_for
 from tests.pixart import denoise, make_pipe
 
-MODE = {"mode": "max-autotune:freezing"}
-
-
-@pytest.fixture(scope="module")
-def frozen(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
-    store = LocalStore(tmp_path_factory.mktemp("frozen") / "home")
-    request = request_for(components=("transformer",), shapes=SHAPES[:1], cache_layer=False, options=Options.parse(MODE))
-    build(request, store, progress=quiet, environ=os.environ)
-    return store
+MODE = {"mode": "freezing"}  # without max-autotune, which tries out what takes minutes
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def test_torch_still_has_the_defaults_that_artifacts_are_keyed_by() -> None:
     import subprocess
     import sys
 
-    program = "import torch\nfrom operator import attrgetter\nfrom aot.settings import DEFAULTS\n"
+    program = "import torch\nfrom operator import attrgetter\nfrom aot.machine.settings import DEFAULTS\n"
     program += "assert {name: attrgetter(name)(torch.backends) for name in DEFAULTS} == DEFAULTS"
     subprocess.run([sys.executable, "-c", program], check=True)
 

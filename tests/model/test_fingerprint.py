@@ -67,7 +67,7 @@ def test_a_change_of_the_source_moves_it(tmp_path: Any, monkeypatch: pytest.Monk
         importlib.invalidate_caches()
         import aot.model.fingerprint
 
-        aot.fingerprint._file.cache_clear()
+        aot.model.fingerprint._file.cache_clear()
         prints.append(Fingerprint.of(importlib.import_module("a_model").Model()))
     assert prints[0].differs(prints[1]) == "the modeling source differs: diffusers, or the class itself, was changed since"
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,16 @@ from torch._dynamo.utils import counters
 
 import aot
 from aot.artifact.certificate import compare
+from aot.building.build import build
 from aot.building.plan import make_plan
+from aot.cache_store.local import LocalStore
 from aot.errors import Miss
 from aot.model.capture import component
 from aot.recipes import RECIPES, find
 from aot.request.example import Example
 from aot.request.shape import Shape
 from tests.conftest import ARTIFACTS, Artifact, request_for
+from tests.shared import quiet
 
 TOLERANCE = 1e-5
 
@@ -77,6 +81,19 @@ def test_a_recipe_builds_loads_and_serves_other_weights_as_eager_does(name: str,
     assert ledger["misses"] == {}
     for path in components or ("vae.decoder",):
         assert any(call.startswith(path) and hits for call, hits in ledger["hits"].items()), path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["latte", "sd3", "sdxl"])
+def test_the_decoders_that_are_not_built_above_serve_as_eager_does(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = request_for(recipe=name, **{**ARTIFACTS[name], "components": ("vae.decoder",)}, cache_layer=False)
+    build(request, LocalStore(tmp_path / "home"), progress=quiet, environ=os.environ)
+    monkeypatch.setenv("NEXFORT_GRAPH_CACHE", str(tmp_path / "home"))
+    pipe = make(name)
+    expected = serve(pipe, name)
+    aot.compile_pipe(pipe, on_miss="error", ignores=("transformer", "unet"))
+    assert compare(serve(pipe, name), expected).relative_l2 <= TOLERANCE
+    aot.restore(pipe)
 
 
 def test_the_seeds_whole_list_of_sizes_is_served_without_a_compile(load: Callable[..., Any]) -> None:

@@ -17,7 +17,7 @@ from aot.cache_store.layer import materialise
 from aot.cache_store.local import LocalStore
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-FAULTS = 60
+FAULTS = 30
 
 
 def test_no_damage_of_an_artifact_comes_through(built: tuple[LocalStore, Built], tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""What the processes of one test session share: each thing is made once, by whichever needs it first; the others wait for it."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from aot.building.build import Built, build
+from aot.cache_store.digest import Digest
+from aot.cache_store.local import LocalStore
+from aot.cache_store.store import Ref, read_manifest
+from aot.compiler.stage import Stage
+from aot.request.request import Request
+
+HERE = Path(__file__).parents[1] / ".toolchain_cache"  # of the checkout, so that what is precompiled for it serves the next session too
+
+
+def quiet(_: Stage) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A folder that every process of the session sees."""
+
+    folder: Path
+
+    def once(self, name: str, make: Callable[[Path], str]) -> str:
+        """What `make` returned of the folder `name`, here or in another process."""
+        done, folder = self.folder / f"{name}.done", self.folder / name
+        with FileLock(self.folder / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                done.write_text(make(folder))
+        return done.read_text()
+
+    def built(self, name: str, request: Request, home: Path | None = None) -> tuple[LocalStore, Built]:
+        """The artifact of a request, in the store at `home`, else one of its own; no test may change it."""
+
+        def make(folder: Path) -> str:
+            made = build(request, LocalStore(home or folder / "home"), progress=quiet, environ=os.environ)
+            return f"{made.ref} {made.digest} {made.log}"
+
+        ref, digest, log = self.once(name, make).split(" ", maxsplit=2)
+        store = LocalStore(home or self.folder / name / "home")
+        manifest = read_manifest(store, Digest.parse(digest))
+        return store, Built(Ref.parse(ref), Digest.parse(digest), manifest, fresh=True, log=Path(log))
+
+
+def compile_quickly(environ: Any) -> None:
+    """From now on nothing is optimised, and headers are precompiled once for all stores.
+
+    What is asserted of compiled code is its numbers, never its speed, and optimising takes most of a build.
+    """
+    real = shutil.which(environ.get("CXX") or "g++")
+    if real is None or Path(real).is_relative_to(HERE):
+        return
+    HERE.mkdir(exist_ok=True)
+    script, mine = HERE / Path(real).name, HERE / f"{os.getpid()}"
+    mine.write_text(f'#!/bin/sh\nexec "{real}" "$@" -O0\n')
+    mine.chmod(0o755)
+    mine.replace(script)
+    environ["CXX"], environ["AOT_TOOLCHAIN"] = str(script), str(HERE)
