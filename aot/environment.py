@@ -2,5 +2,4 @@
 
 GRAPH_CACHE = "NEXFORT_GRAPH_CACHE"  # whether and where artifacts are read: unset or 0, 1, or a store's location
 INDUCTOR_DIRECTORY = "TORCHINDUCTOR_CACHE_DIR"  # where Inductor keeps what it compiled
-TOOLCHAIN = "AOT_TOOLCHAIN"  # where the script is kept that calls the compiler: stores that share it share its precompiled headers
 SIGNING_KEY = "AOT_SIGNING_KEY"  # a file: the ed25519 key that signs beside the machine's own

@@ -52,7 +52,6 @@ def main() -> None:
             for number in range(arguments.times):
                 home = Path(folder, f"{scope}-{number}")
                 home.mkdir(mode=0o700)
-                (home / "toolchain").symlink_to(first / "toolchain")
                 runs.append(build(home, arguments, scope))
                 layers.add(graph_layer(home, runs[-1]["digest"]))
                 print(scope, runs[-1]["seconds"], "s", runs[-1]["layers"], runs[-1]["cubins"], flush=True)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from aot.cache_store.store import Ref, read_manifest
 from aot.compiler.stage import Stage
 from aot.request.request import Request
 
-HERE = Path(__file__).parents[1] / ".toolchain_cache"  # of the checkout, so that what is precompiled for it serves the next session too
+# the same in every session of this user, so that what is precompiled for it serves the next; a checkout's path may hold blanks
+HERE = Path(tempfile.gettempdir()) / f"aot-tests-{os.getuid()}"
 
 
 def quiet(_: Stage) -> None: ...
@@ -51,16 +53,16 @@ class Shared:
 
 
 def compile_quickly(environ: Any) -> None:
-    """From now on nothing is optimised, and headers are precompiled once for all stores.
+    """From now on nothing is optimised.
 
     What is asserted of compiled code is its numbers, never its speed, and optimising takes most of a build.
     """
     real = shutil.which(environ.get("CXX") or "g++")
     if real is None or Path(real).is_relative_to(HERE):
         return
-    HERE.mkdir(exist_ok=True)
+    HERE.mkdir(mode=0o700, exist_ok=True)
     script, mine = HERE / Path(real).name, HERE / f"{os.getpid()}"
     mine.write_text(f'#!/bin/sh\nexec "{real}" "$@" -O0\n')
     mine.chmod(0o755)
     mine.replace(script)
-    environ["CXX"], environ["AOT_TOOLCHAIN"] = str(script), str(HERE)
+    environ["CXX"] = str(script)

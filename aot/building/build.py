@@ -26,7 +26,7 @@ from aot.compiler.process import Event, Process
 from aot.compiler.stage import Progress, Stage, stage
 from aot.compiler.toolchain import find_compiler, strip, write_compiler
 from aot.compiler.toolkit import find_toolkit, toolkit_environment
-from aot.environment import INDUCTOR_DIRECTORY, SIGNING_KEY, TOOLCHAIN
+from aot.environment import INDUCTOR_DIRECTORY, SIGNING_KEY
 from aot.errors import BuildFailed
 from aot.machine.sku import CPU
 from aot.machine.target import Target
@@ -71,7 +71,7 @@ def build(
         graphs.mkdir()
         started = time.perf_counter()
         message = {"request": request.to_json(), "directory": str(graphs)}
-        compiling = {**fresh(environ, work / "inductor"), **_tools(request, _toolchain(store, environ), environ, compiled_by)}
+        compiling = {**fresh(environ, work / "inductor"), **_tools(request, store.root / "toolchain", environ, compiled_by)}
         with Process("graphs", message, log=log, environ=compiling, python=compiled_by.python) as child:
             events = child.events()
             planned = wait_for(events, "key", progress)
@@ -105,15 +105,11 @@ def check_host(request: Request, environ: Mapping[str, str], interpreter: Interp
         find_toolkit(environ, (interpreter or Interpreter()).path, nvcc=bool(request.also))
 
 
-def _toolchain(store: LocalStore, environ: Mapping[str, str]) -> Path:
-    """Where AOT_TOOLCHAIN says, else beside the store: Inductor's precompiled headers (280 MB, 20 s) are kept by this path."""
-    named = environ.get(TOOLCHAIN)
-    return Path(named).expanduser().absolute() if named else store.root / "toolchain"
-
-
 def _tools(request: Request, directory: Path, environ: Mapping[str, str], interpreter: Interpreter) -> dict[str, str]:
     """The variables by which torch finds the compiler, and for a GPU a CUDA toolkit."""
-    tools = {"CXX": str(write_compiler(directory, request.gpu, environ))}
+    compiler = write_compiler(directory, request.gpu, environ)
+    # by name, not by path: a path may hold blanks, and is another one for each store
+    tools = {"CXX": compiler.name, "PATH": os.pathsep.join([str(compiler.parent), *filter(None, [environ.get("PATH")])])}
     if request.simulate:
         tools["CUDA_VISIBLE_DEVICES"] = ""  # another GPU that is here must not answer in place of the simulated one
     if request.gpu == CPU:

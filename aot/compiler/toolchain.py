@@ -42,9 +42,10 @@ def find_compiler(environ: Mapping[str, str]) -> Path:
 def write_compiler(directory: Path, gpu: str, environ: Mapping[str, str]) -> Path:
     """A script below `directory` that calls the compiler with our flags behind Inductor's, where the last one of a kind wins.
 
-    It has the compiler's own name, by which Inductor tells GCC from Clang, in a folder named by its content: Inductor keys
-    the headers it precompiles (140 MB each, 19 s of every build) by the compiler's path. `-march` is the target's level:
-    compiled for whatever this host has beyond it, a graph would end other hosts of its target with an illegal instruction.
+    It is called as the compiler, by which Inductor tells GCC from Clang, and by its own content: Inductor keys the headers it
+    precompiles (140 MB each, 19 s of a first build) by what the compiler is called, and all stores are to share them. `-march`
+    is the target's level: compiled for whatever this host has beyond it, a graph would end other hosts of its target with an
+    illegal instruction.
     """
     compiler = find_compiler(environ)
     level = cpu_here().split("+")[0] if gpu == CPU else _BESIDE_A_GPU.get(platform.machine(), "")
@@ -62,7 +63,7 @@ def write_compiler(directory: Path, gpu: str, environ: Mapping[str, str]) -> Pat
         f'exec "{compiler}" "$@" {flags} {" ".join(f"-ffile-prefix-map={one}" for one in nameless)}',
     ]
     text = "\n".join(lines) + "\n"
-    script = directory / Digest.of(text.encode()).short / compiler.name
+    script = directory / f"{compiler.name}-{Digest.of(text.encode()).short}"
     script.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not script.exists():
         temporary = script.with_name(f"{script.name}.{os.getpid()}")
