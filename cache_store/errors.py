@@ -82,6 +82,10 @@ class Denied(Unreachable):
     code = "AOT-E208"
 
 
+class Offline(Unreachable):
+    """The user said not to ask: it is not tried again."""
+
+
 class TimedOut(Unreachable):
     """It took longer than it may. What was transferred so far is kept, and the next attempt goes on from there."""
 

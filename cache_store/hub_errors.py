@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
-from aot.cache_store.errors import Busy, Denied, Malformed, Missing, StoreError, StoreFull, Unreachable
+from aot.cache_store.errors import Busy, Denied, Malformed, Missing, Offline, StoreError, StoreFull, Unreachable
 
 TIMEOUT = 15.0  # s to connect, and between any two bytes: a server that says nothing for longer is not there
 _LOGIN = "`hf auth login`, or set HF_TOKEN to a token that may read it (and write, to push)."
@@ -32,7 +32,7 @@ def hub_errors(location: str) -> Iterator[None]:
     try:
         yield
     except OfflineModeIsEnabled as error:
-        raise Unreachable(f"{location}: HF_HUB_OFFLINE is set.", remedy="unset it to go online; what was pulled before is used.") from error
+        raise Offline(f"{location}: HF_HUB_OFFLINE is set.", remedy="unset it to go online; what was pulled before is used.") from error
     except LocalTokenNotFoundError as error:
         raise Denied(f"{location}: there is no token.", remedy=_LOGIN) from error
     except HFValidationError as error:

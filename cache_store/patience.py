@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from aot.cache_store.errors import Denied, StoreFull, TimedOut, Unreachable
+from aot.cache_store.errors import Denied, Offline, StoreFull, TimedOut, Unreachable
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ def retried(action: Callable[[], T], *, deadline: Deadline, gained: Callable[[],
         deadline.check()
         try:
             return action()
-        except (Denied, TimedOut, StoreFull):
+        except (Denied, Offline, TimedOut, StoreFull):
             raise
         except Unreachable:
             attempt, before = (0 if gained() > before else attempt + 1), gained()

@@ -187,7 +187,8 @@ def _forget() -> None:
             held = vars(value).values() if isinstance(value, type) and value.__module__ == module.__name__ else ()
             for one in (value, *held):
                 function = getattr(one, "__func__", one) if isinstance(one, staticmethod | classmethod) else one
-                if isinstance(function, _lru_cache_wrapper):
+                # what registers patterns, once a process, remembers no device, and registering them again is an error
+                if isinstance(function, _lru_cache_wrapper) and not function.__name__.endswith("_init"):
                     function.cache_clear()
 
 

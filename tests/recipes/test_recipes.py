@@ -96,11 +96,16 @@ def test_the_decoders_that_are_not_built_above_serve_as_eager_does(name: str, tm
     aot.restore(pipe)
 
 
-def test_the_seeds_whole_list_of_sizes_is_served_without_a_compile(load: Callable[..., Any]) -> None:
-    """nexfort's own test of recompiles: SDXL at every size of its list, rare ones included, of both kinds of bucket."""
+FEW = (Shape(544, 408), Shape(408, 544), Shape(128, 128))
+SEEDS = pytest.param(find("sdxl").seed_shapes, marks=pytest.mark.slow, id="seeds")
+
+
+@pytest.mark.parametrize("shapes", [pytest.param(FEW, id="few"), SEEDS])
+def test_the_seeds_list_of_sizes_is_served_without_a_compile(load: Callable[..., Any], shapes: tuple[Shape, ...]) -> None:
+    """nexfort's own test of recompiles: SDXL at the sizes of its list, rare ones included, of both kinds of bucket."""
     pipe, eager = make("sdxl"), make("sdxl")
     load("sdxl", pipe)
-    for shape in (*find("sdxl").seed_shapes, Shape(408, 544), Shape(128, 128)):
+    for shape in shapes:
         assert compare(serve(pipe, "sdxl", shape), serve(eager, "sdxl", shape)).relative_l2 <= TOLERANCE, shape
     (ledger,) = aot.stats()
     assert ledger["misses"] == {}
