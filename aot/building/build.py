@@ -27,7 +27,7 @@ from aot.compiler.stage import Progress, Stage, stage
 from aot.compiler.toolchain import find_compiler, strip, write_compiler
 from aot.compiler.toolkit import find_toolkit, toolkit_environment
 from aot.environment import INDUCTOR_DIRECTORY, SIGNING_KEY
-from aot.errors import BuildFailed
+from aot.errors import BadEnvironment, BuildFailed
 from aot.machine.sku import CPU
 from aot.machine.target import Target
 from aot.request.request import Request
@@ -62,6 +62,11 @@ def build(
     of one key at once make one artifact. On any error, or when killed, nothing is stored. `interpreter`: the Python, and so
     the torch, to compile with; by default this process's own. Raises CodedError.
     """
+    if any(map(str.isspace, str(store.root))):
+        raise BadEnvironment(
+            f"the store's path {str(store.root)!r} holds a blank, and torch's compiler writes it into commands that break there.",
+            remedy="build with AOT_HOME at a path without blanks; serving, pulling and pushing take any.",
+        )
     compiled_by = interpreter or Interpreter()
     keys = signing_keys(store.root, environ)
     environ = compiled_by.environment(environ)

@@ -21,7 +21,7 @@ from aot.building.graphs import check_graphs
 from aot.building.plan import make_plan
 from aot.cache_store.layer import pack
 from aot.cache_store.local import LocalStore
-from aot.errors import BadInput, OutsideTolerance
+from aot.errors import BadEnvironment, BadInput, OutsideTolerance
 from aot.request.options import Options
 from tests.artifacts import admitted
 from tests.cache_store.test_local import check_invariant
@@ -141,6 +141,12 @@ def test_what_only_the_build_process_can_know_to_be_wrong_is_told_as_what_it_is(
     with pytest.raises(BadInput, match=names):
         build(request_, store, progress=quiet, environ=os.environ)
     assert list(store.refs()) == []
+
+
+def test_a_store_whose_path_holds_a_blank_is_refused_before_anything_is_compiled(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "my artifacts")
+    with pytest.raises(BadEnvironment, match="holds a blank"):
+        build(request_for(**SMALLEST), store, progress=quiet, environ=os.environ)
 
 
 def test_weights_of_a_folder_make_the_same_key_parts_as_the_variant(tmp_path: Path) -> None:
