@@ -8,9 +8,9 @@ from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
 from aot.cache_store.errors import Corrupt, RolledBack
 from aot.cache_store.local import LocalStore
-from aot.cache_store.plain import in_the_way, read_plain
+from aot.cache_store.plain import read_plain
 from aot.cache_store.store import Store
-from aot.cache_store.written import delete, write_whole
+from aot.cache_store.written import write_hint
 
 
 @runtime_checkable
@@ -37,9 +37,7 @@ def check_history(remote: Store, local: LocalStore) -> None:
             remedy=f"ask its owner. If it is meant, pin the commit ({remote.location}@COMMIT), or delete {note} to forget what was seen.",
         )
     if state != before:
-        if in_the_way(note):
-            delete(note)
-        write_whole(note, encode({"serial": state[0], "list": state[1]}))
+        write_hint(note, encode({"serial": state[0], "list": state[1]}))
 
 
 def _read(note: Path) -> tuple[int, str] | None:

@@ -19,9 +19,9 @@ from zlib import crc32
 from aot.cache_store.digest import Digest
 from aot.cache_store.errors import CodedError, Corrupt, Malformed
 from aot.cache_store.manifest import Manifest
-from aot.cache_store.plain import in_the_way, read_plain
+from aot.cache_store.plain import read_plain
 from aot.cache_store.store import Entry, Ref
-from aot.cache_store.written import delete, write_whole
+from aot.cache_store.written import write_hint
 
 _FILE = "index"
 _SETTLED = 2_000_000_000  # ns; file systems stamp times in steps of up to a clock tick, some of 2 s
@@ -57,9 +57,7 @@ class _Content:
         head = json.dumps({"directories": self.directories, "parts": list(self.parts)})
         body = "\n".join([head, *self.rows.values()]).encode()
         with suppress(CodedError, OSError):  # on a disk that cannot be written the next listing reads what it needs again
-            if in_the_way(path):
-                delete(path)
-            write_whole(path, _title(body) + b"\n" + body)
+            write_hint(path, _title(body) + b"\n" + body)
 
     def number(self, part: tuple[str, str]) -> int:
         return self.parts.setdefault(part, len(self.parts))

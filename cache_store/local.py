@@ -238,7 +238,7 @@ class LocalStore:
             wanted, aside = keep(), {}
             for path in list((self._tree / kind).iterdir()):
                 if path.name not in wanted and not in_use(path):
-                    aside[path] = self._tree / "quarantine" / f"{path.name}-{secrets.token_hex(4)}"
+                    aside[path] = self._aside(path)
                     path.rename(aside[path])
             wanted = keep()
             for path in [path for path in aside if path.name in wanted]:
@@ -263,7 +263,11 @@ class LocalStore:
 
     def _set_aside(self, path: Path) -> None:
         with named(self._tree), suppress(FileNotFoundError):
-            path.rename(self._tree / "quarantine" / f"{path.name}-{secrets.token_hex(4)}")
+            path.rename(self._aside(path))
+
+    def _aside(self, path: Path) -> Path:
+        """Where it goes in quarantine, under a name of its own."""
+        return self._tree / "quarantine" / f"{path.name}-{secrets.token_hex(4)}"
 
     def _small(self, kind: str, digest: Digest, limit: int) -> bytes | None:
         """A small file about a manifest; None where there is none."""

@@ -8,11 +8,19 @@ from typing import BinaryIO
 
 from aot.cache_store.digest import Digest, chunks
 from aot.cache_store.errors import Corrupt, named
+from aot.cache_store.plain import in_the_way
 
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Replace a small file by way of a temporary one beside it. Raises StoreFull, Unreachable; `path` is then as it was."""
     put(path, data, by=path.with_name(f".{path.name}.{secrets.token_hex(4)}"), mode=mode)
+
+
+def write_hint(path: Path, data: bytes) -> None:
+    """The same for a file of ours that can be thrown away: so can whatever is in its place."""
+    if in_the_way(path):
+        delete(path)
+    write_whole(path, data)
 
 
 def put(path: Path, content: bytes | BinaryIO, *, by: Path, digest: Digest | None = None, mode: int = 0o400) -> None:

@@ -81,7 +81,6 @@ def build(
             events = child.events()
             planned = wait_for(events, "key", progress)
             key = Key(planned["parts"])
-            took = expected_seconds(store, key.parts)
             ref = Ref(request.recipe, key.digest)
             with store.building(ref) as waited:
                 present = store.resolve(ref)
@@ -89,6 +88,7 @@ def build(
                     child.send("stop")
                     return Built(ref, present, Manifest.parse(store.manifest(present)), fresh=False, log=log)
                 child.send("go")
+                took = expected_seconds(store, key.parts)
                 done = wait_for(events, "done", lambda found: progress(replace(found, expected=took.get(found.component))))
                 kinds = [GRAPH]
                 if request.cache_layer:
@@ -113,7 +113,7 @@ def check_host(request: Request, environ: Mapping[str, str], interpreter: Interp
 def _tools(request: Request, directory: Path, environ: Mapping[str, str], interpreter: Interpreter) -> dict[str, str]:
     """The variables by which torch finds the compiler, and for a GPU a CUDA toolkit."""
     compiler = write_compiler(directory, request.gpu, environ)
-    # by name, not by path: a path may hold blanks, and is another one for each store
+    # by name, not by path, which is another one for each store
     tools = {"CXX": compiler.name, "PATH": os.pathsep.join([str(compiler.parent), *filter(None, [environ.get("PATH")])])}
     if request.simulate:
         tools["CUDA_VISIBLE_DEVICES"] = ""  # another GPU that is here must not answer in place of the simulated one

@@ -8,7 +8,8 @@ from statistics import mean
 
 from aot.cache_store.store import Entry, Store
 
-_LIKE = ("variant", "target.device", "scope", "dynamic", "target.arch", "mode", "target.torch")  # the first count most
+_SAME = ("recipe", "variant", "target.device")
+_LIKE = ("scope", "dynamic", "target.arch", "mode", "target.torch")  # the first count most
 _LOOKED_AT = 50  # the newest artifacts
 
 
@@ -17,11 +18,7 @@ def expected_seconds(store: Store, parts: Mapping[str, str]) -> dict[str, float]
 
     Empty where the store holds no artifact of that recipe and variant.
     """
-    alike = [
-        entry
-        for entry in store.entries(newest=_LOOKED_AT)
-        if all(entry.key.get(name) == parts.get(name) for name in ("recipe", "variant", "target.device"))
-    ]
+    alike = [entry for entry in store.entries(newest=_LOOKED_AT) if all(entry.key.get(name) == parts.get(name) for name in _SAME)]
     if not alike:
         return {}
     best = max(alike, key=lambda entry: ([entry.key.get(name) == parts.get(name) for name in _LIKE], entry.created))
