@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from torch import nn
+
 from aot.artifact.dynamic import DynamicRange
 from aot.cache_store.canonical import decode, encode
 from aot.cache_store.digest import Digest
+from aot.errors import LoadFailed
 from aot.model.fingerprint import Fingerprint
 from aot.model.signature import Form, Signature, TensorSpec, form_from_json, form_to_json
+from aot.model.traced import TracedCode
 
 FILE = "book.json"
+_FORM = 2  # since code that was traced is compared, and not versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +38,15 @@ class GraphEntry:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What the submodules of one kind share: their structure, and the weights a graph of that kind takes, in order."""
+    """What the submodules of one kind share: their structure, the weights a graph of that kind takes, in order, and its code."""
 
     fingerprint: Fingerprint
     weights: tuple[tuple[str, TensorSpec], ...] = ()
+    code: TracedCode = field(default_factory=TracedCode)
+
+    def differs(self, module: nn.Module, live: Fingerprint) -> str | None:
+        """What makes `module`, whose fingerprint is `live`, another than the graphs were built from, in words, or None."""
+        return self.fingerprint.differs(live) or self.code.differs(module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,7 @@ class Book:
     def encode(self) -> bytes:
         return encode(
             {
+                "form": _FORM,
                 "graphs": [_graph_to_json(entry) for entry in self.graphs],
                 "components": {path: digest.hex for path, digest in self.components.items()},
                 "kinds": {digest.hex: _kind_to_json(kind) for digest, kind in self.kinds.items()},
@@ -58,8 +69,11 @@ class Book:
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
-        """Raises Malformed when `raw` is not canonical JSON; its digest was verified before, so its fields are as written."""
+        """Raises Malformed when `raw` is not canonical JSON, LoadFailed for one of an earlier form; its digest was verified before,
+        so its fields are as written."""
         value = decode(raw, what="shape book")
+        if value.get("form") != _FORM:
+            raise LoadFailed("it was built by another version of aot, whose shape book has another form.", remedy="build it again.")
         return cls(
             graphs=tuple(map(_graph_from_json, value["graphs"])),
             components={path: Digest(hex) for path, hex in value["components"].items()},
@@ -94,11 +108,13 @@ def _graph_from_json(value: dict[str, Any]) -> GraphEntry:
 
 
 def _kind_to_json(kind: Kind) -> dict[str, Any]:
-    return {"fingerprint": kind.fingerprint.to_json(), "weights": [[name, spec.to_json()] for name, spec in kind.weights]}
+    weights = [[name, spec.to_json()] for name, spec in kind.weights]
+    return {"fingerprint": kind.fingerprint.to_json(), "weights": weights, "code": kind.code.to_json()}
 
 
 def _kind_from_json(value: dict[str, Any]) -> Kind:
     return Kind(
         fingerprint=Fingerprint.from_json(value["fingerprint"]),
         weights=tuple((name, TensorSpec.from_json(spec)) for name, spec in value["weights"]),
+        code=TracedCode.from_json(value["code"]),
     )

@@ -12,19 +12,20 @@ from aot.cache_store.digest import Digest
 from aot.machine.settings import complete
 from aot.machine.target import Target
 from aot.model.fingerprint import Fingerprint
+from aot.model.functions import source_digest
 from aot.model.weights import LiveWeights
 from aot.request.options import Options
 
 
 def of_module(module: nn.Module, fingerprint: Fingerprint, options: Options) -> dict[str, str]:
-    """Class, config, dtype, traced source and fingerprint of one component; under freezing the digest of its weights too."""
+    """Class, config, dtype, fingerprint and the source files of one component; under freezing the digest of its weights too."""
     kind = type(module)
     first = next(module.parameters(), None)
     return {
         "class": f"{kind.__module__}.{kind.__qualname__}",
         "config": str(Digest.of(encode(_config(module)))),
         "dtype": "none" if first is None else str(first.dtype).removeprefix("torch."),
-        "source": str(fingerprint.source),
+        "source": str(source_digest(module)),
         "fingerprint": str(fingerprint.digest),
         **({"weights": str(LiveWeights(module).digest())} if options.mode.freezing else {}),
     }

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 log = logging.getLogger("aot")
 
@@ -24,6 +24,12 @@ class Counted(Protocol):
 @dataclass(slots=True)
 class Ledger:
     """The account of one `compile` or `compile_pipe`."""
+
+    # A sentence names what differs, a shape or a value of the call: a server whose every call differs would keep one a call, for
+    # ever. A hundred are more than anybody reads; a key or a fingerprint within one may be as long as a model's configuration.
+    SENTENCES: ClassVar[int] = 100
+    CHARACTERS: ClassVar[int] = 500
+    FURTHER: ClassVar[str] = "further sentences: not kept"
 
     components: tuple[str, ...] = ()
     artifacts: list[str] = field(default_factory=list)  # digests, in the order they were loaded
@@ -46,10 +52,18 @@ class Ledger:
         self.spent(what, time.perf_counter() - started)
 
     def missed(self, sentence: str) -> None:
-        """Count a miss, and log its sentence the first time."""
-        self.misses[sentence] += 1
-        if self.misses[sentence] == 1:
-            log.warning("%s", sentence)
+        """Count a miss, and log its sentence the first time; those beyond `SENTENCES` are counted and logged as one.
+
+        Takes no lock, since a call may miss at every step: threads that miss for the first time at once may keep a sentence
+        each beyond that, or log one twice.
+        """
+        kept = sentence if len(sentence) <= self.CHARACTERS else sentence[: self.CHARACTERS - 1] + "…"
+        new = kept not in self.misses
+        if new and len(self.misses) >= self.SENTENCES:
+            kept, new = self.FURTHER, self.FURTHER not in self.misses
+        self.misses[kept] += 1
+        if new:
+            log.warning("%s", kept)
 
     def to_json(self) -> dict[str, Any]:
         hits: Counter[str] = Counter()
@@ -66,7 +80,7 @@ class Ledger:
 
 @dataclass(slots=True)
 class _Process:
-    """The one mutable thing this package keeps for the process: what `aot.stats()` tells of."""
+    """What is kept for the process: what `aot.stats()` tells of."""
 
     ledgers: list[Ledger] = field(default_factory=list)
 
@@ -90,6 +104,7 @@ def stats() -> list[dict[str, Any]]:
     """One entry per `compile` or `compile_pipe` that is in force, oldest first.
 
     `artifacts`: digests loaded. `seconds`: what finding, verifying, materialising and loading took. `hits`: calls served by a
-    graph, by component and signature. `misses`: calls that were not, by the sentence that says why.
+    graph, by component and signature. `misses`: calls that were not, by the sentence that says why, of which the first hundred are
+    kept.
     """
     return [ledger.to_json() for ledger in _process.ledgers]

@@ -14,7 +14,7 @@ from aot.artifact.book import FILE, Book
 from aot.artifact.cudagraph import CudaRecorder
 from aot.artifact.guard import Guard, open_timed
 from aot.artifact.ledger import Ledger
-from aot.artifact.runner import Graph
+from aot.artifact.runner import Graph, is_open
 from aot.cache_store.digest import Digest
 from aot.cache_store.errors import Corrupt, Malformed, named
 from aot.cache_store.layer import materialise, verify
@@ -39,7 +39,8 @@ def open_graphs(
 
     Every byte is verified before anything parses or maps it. The files are gone again when this returns: the process
     keeps the mapping, and a process that is killed leaves nothing behind. With a `guard` a mark is left while libraries are
-    opened, and during the first call of each. Raises Corrupt, Missing, LoadFailed, TimedOut.
+    opened, and during the first call of each. One that this process has opened before is shared, not opened again.
+    Raises Corrupt, Missing, LoadFailed, TimedOut.
     """
     digest, manifest = admitted.digest, admitted.manifest
     layer = _graph_layer(digest, manifest)
@@ -51,11 +52,14 @@ def open_graphs(
         with ledger.timed("materialise"):
             book = _book(layer, manifest, blob=blob, into=directory, digest=digest)
             entries = [entry for entry in book.graphs if entry.component in components]
-            files = {entry.file for entry in entries}
+            digests = {file.path: str(file.digest) for file in manifest.files_of(layer)}
+            files = {entry.file for entry in entries if not is_open(digests[entry.file], device, cudagraphs=cudagraphs)}
             needed = [file for file in manifest.files_of(layer) if file.path in files]
             materialise(layer, files=needed, blob=blob, into=directory)
         with ledger.timed("load"), entering():
-            graphs = [Graph(entry, directory / entry.file, device=device, cudagraphs=cudagraphs) for entry in entries]
+            graphs = [
+                Graph(entry, directory / entry.file, digest=digests[entry.file], device=device, cudagraphs=cudagraphs) for entry in entries
+            ]
     for graph in graphs:
         graph.enter_first(entering)
         if cudagraphs:

@@ -7,8 +7,8 @@ there and not run.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,29 +21,91 @@ from aot.errors import LoadFailed
 from aot.machine.device import wait_for_device
 from aot.model.signature import fill
 
-# The library compares every input, weights included, with what it was compiled for, before it computes anything; each
-# library reads this once, at its first call. Without it a wrong dtype or stride gives wrong numbers and no error.
+# The library's own comparison of every input with what it was compiled for; each reads this once, at its first call. It costs
+# four times what the dispatcher's does, which sees more (types, memory): left to those who ask for it. What the environment
+# says while graphs are opened is what holds: a variable that is set for a while must not decide by accident.
 _CHECK_INPUTS = "AOTI_RUNTIME_CHECK_INPUTS"
 
 
+class Library:
+    """One library of compiled code in this process: opened once however often it is loaded, and kept."""
+
+    def __init__(self, path: Path, device: torch.device, *, cudagraphs: bool) -> None:
+        """Raises RuntimeError when this process cannot open it."""
+        self._run: Run = _runner(path, device, single_threaded=cudagraphs).run
+        self._check = os.environ.get(_CHECK_INPUTS)
+        self._entered = False
+
+    def run(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        return self._run(tensors)
+
+    def first(self, entering: Callable[[], AbstractContextManager[None]]) -> Run:
+        """Its `run`, whose first call in this process is made within `entering`, the device's work included: an instruction
+        that this machine lacks shows only then."""
+        return self._run if self._entered else _Entered(self, entering)
+
+    def enter(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        with _variable(_CHECK_INPUTS, self._check):
+            outputs = self._run(tensors)
+            wait_for_device()
+        self._entered = True
+        return outputs
+
+
+@contextmanager
+def _variable(name: str, value: str | None) -> Iterator[None]:
+    """Within, an environment variable has this value, for C code too."""
+    before = os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
+
+
+_libraries: dict[tuple[str, str, bool], Library] = {}  # by content: a process that loads a thousand times opens each once
+
+
+def is_open(digest: str, device: str, *, cudagraphs: bool) -> bool:
+    """Whether this process has opened a library of that content for the current device."""
+    return (digest, str(_here(device)), cudagraphs) in _libraries
+
+
+def _here(device: str) -> torch.device:
+    return torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
+
+
 class Graph:
-    """One loaded library. `run(tensors)` takes the weights, then the call's tensors, and returns what the module would."""
+    """One loaded graph, on `device`. `run(tensors)` takes the weights, then the call's tensors, and returns what the module would."""
 
-    __slots__ = ("entry", "hits", "run_flat")
+    __slots__ = ("device", "entry", "hits", "library", "run_flat")
 
-    def __init__(self, entry: GraphEntry, library: Path, *, device: str = "cpu", cudagraphs: bool = False) -> None:
-        """Raises LoadFailed when the library cannot be opened by this process."""
-        os.environ[_CHECK_INPUTS] = "1"
+    def __init__(self, entry: GraphEntry, library: Path, *, digest: str = "", device: str = "cpu", cudagraphs: bool = False) -> None:
+        """`digest`: of the library's content, by which all of a process share it; the file is read where it was not opened yet.
+
+        Raises LoadFailed when this process cannot open it.
+        """
+        self.entry, self.hits, self.device = entry, 0, _here(device)
+        key = digest, str(self.device), cudagraphs
         try:
-            self.run_flat: Run = _runner(library, device, single_threaded=cudagraphs).run
+            self.library = _libraries.get(key) or Library(library, self.device, cudagraphs=cudagraphs)
         except RuntimeError as error:
             raise LoadFailed(f"{entry.file}: {str(error).splitlines()[0]}", remedy="build it again with `aot build --rebuild`.") from error
-        self.entry = entry
-        self.hits = 0
+        if digest:
+            _libraries[key] = self.library
+        self.run_flat: Run = self.library.first(nullcontext)
 
     def enter_first(self, entering: Callable[[], AbstractContextManager[None]]) -> None:
-        """Make the first call within `entering`, the device's work included: an instruction that this machine lacks shows only then."""
-        self.run_flat = _Entered(self.run_flat, entering)
+        """Make the library's first call within `entering`."""
+        self.run_flat = self.library.first(entering)
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether a call returns before its device has computed."""
+        return self.device.type == "cuda"
 
     def replay(self, recorder: Recorder, spent: Callable[[float], None]) -> None:
         """From now on record the launches of each call's shape once, and replay them."""
@@ -60,7 +122,6 @@ class Graph:
     def run(self, tensors: list[torch.Tensor]) -> Any:
         """Raises RuntimeError, before computing, when a tensor is not what the graph was compiled for."""
         outputs = self.run_flat(tensors)
-        self.hits += 1
         if self.entry.outputs == ("tuple", ("tensor",)):  # every denoiser, at every step
             return (outputs[0],)
         return fill(self.entry.outputs, iter(outputs))
@@ -70,22 +131,20 @@ class Graph:
 class _Entered:
     """Runs; the first time within `entering`, which is then let go."""
 
-    run: Run
+    library: Library
     entering: Callable[[], AbstractContextManager[None]] | None
 
     def __call__(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         if self.entering is None:
-            return self.run(tensors)
+            return self.library.run(tensors)
         with self.entering():
-            outputs = self.run(tensors)
-            wait_for_device()
+            outputs = self.library.enter(tensors)
         self.entering = None
         return outputs
 
 
-def _runner(library: Path, device: str, *, single_threaded: bool) -> Any:
+def _runner(library: Path, device: torch.device, *, single_threaded: bool) -> Any:
     """`single_threaded` leaves out the container's own locks and events, which a stream that is being recorded refuses."""
-    if device == "cuda":
-        here = f"cuda:{torch.cuda.current_device()}"
-        return torch._C._aoti.AOTIModelContainerRunnerCuda(str(library), 1, here, "", single_threaded)  # type: ignore[call-overload]
+    if device.type == "cuda":
+        return torch._C._aoti.AOTIModelContainerRunnerCuda(str(library), 1, str(device), "", single_threaded)  # type: ignore[call-overload]
     return torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)

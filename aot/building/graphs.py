@@ -37,11 +37,13 @@ from aot.machine.sku import CPU
 from aot.machine.target import Target
 from aot.model.capture import Call, in_dtype
 from aot.model.signature import Form, TensorSpec
+from aot.model.traced import TracedCode
 from aot.model.weights import LiveWeights
 from aot.request.recipe import Recipe
 from aot.request.request import Request
 from aot.serving.dispatch import OnMiss, ServedBy
-from aot.serving.load import forward_of, put, sites, take_away
+from aot.serving.load import sites
+from aot.serving.standin import Compiled, take_away
 
 Measured: TypeAlias = dict[str, Any]
 
@@ -89,7 +91,7 @@ def fill_cache(recipe: Recipe, request: Request, parent: Parent) -> None:
     claim("this build", complete(request.options.process))
     plan = make_plan(recipe, request)
     for site in plan.sites():
-        put(site, jit(forward_of(site), request.options))
+        Compiled(site, partial(jit, options=request.options)).put()
     for call in plan.calls:
         with _stage(parent, f"torch.compile {call.component} for the cache layer"), torch.inference_mode():
             _timed(plan, call)
@@ -107,6 +109,7 @@ class _Compiled:
     """What compiling one unit gave, beside its library."""
 
     outputs: Form
+    code: TracedCode
     weights: tuple[tuple[str, TensorSpec], ...]
     seconds: float
     cubins: dict[str, int]
@@ -131,7 +134,8 @@ def _compile(plan: Plan, request: Request, device: Device, directory: Path, pare
     entries, kinds, frozen = [], dict[Digest, Kind](), request.options.mode.freezing
     for number, (unit, file) in enumerate(zip(plan.units, files, strict=True)):
         one = found[number]
-        kinds[unit.kind] = Kind(plan.kinds[unit.kind][1], one.weights)
+        code = kinds[unit.kind].code | one.code if unit.kind in kinds else one.code
+        kinds[unit.kind] = Kind(plan.kinds[unit.kind][1], one.weights, code)
         entries.append(GraphEntry(unit.component, unit.paths, unit.kind, file, unit.signature, one.outputs, unit.dynamic, frozen))
         measured["compile_s"][file] = one.seconds
         if one.cubins:
@@ -150,11 +154,11 @@ def _compile_unit(plan: Plan, request: Request, device: Device, unit: Unit, libr
     # each in a directory of its own: two graphs compiled at once would write files of the same names
     own = {INDUCTOR_DIRECTORY: str(Path(os.environ[INDUCTOR_DIRECTORY]) / library.stem)}
     with in_dtype(module, unit.dtype), mock.patch.dict(os.environ, own):
-        outputs = compile_graph(module, unit.signature, tensors, dynamic=unit.dynamic, configuration=configuration, library=library)
+        outputs, code = compile_graph(module, unit.signature, tensors, dynamic=unit.dynamic, configuration=configuration, library=library)
         live = LiveWeights(module)
         weights = () if configuration.frozen else tuple(zip(live.names, live.specs(), strict=True))
     cubins = {} if device.type == CPU else _check_cubins(library, request)
-    return _Compiled(outputs, weights, round(time.perf_counter() - started, 3), cubins)
+    return _Compiled(outputs, code, weights, round(time.perf_counter() - started, 3), cubins)
 
 
 def _check_cubins(library: Path, request: Request) -> dict[str, int]:

@@ -14,6 +14,7 @@ from aot.artifact.facts import of_module, of_wish
 from aot.artifact.key import Key, component_parts
 from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
+from aot.errors import Unsupported
 from aot.machine.device import Device
 from aot.machine.target import Target
 from aot.model.capture import Call, block_paths, component, recording
@@ -99,9 +100,9 @@ def make_plan(recipe: Recipe, request: Request, device: Device | None = None) ->
     device = device or Device.of(request.gpu)
     pipeline, modules = prepare(recipe, request, device)
     picked = {item.path: item for item in recipe.pick(request.components)}
-    fingerprints = {path: Fingerprint.of(module) for path, module in modules.items()}
+    fingerprints = {path: _fingerprint(module, device, path) for path, module in modules.items()}
     blocks = {path: block_paths(modules[path], item.blocks) if request.scope == "regional" else [] for path, item in picked.items()}
-    kinds, kind_of = _kinds(modules, fingerprints, blocks)
+    kinds, kind_of = _kinds(modules, fingerprints, blocks, device)
 
     def record(examples: Iterable[Example]) -> list[Call]:
         with recording(modules, blocks, device.fakes) as calls, torch.no_grad(), device.tensors():
@@ -131,13 +132,26 @@ _KindOf: TypeAlias = Callable[[str, str], Digest]
 _Inner: TypeAlias = list[tuple[str, Signature, DynamicRange | None]]  # of the component itself (path "") or of its blocks
 
 
-def _kinds(modules: dict[str, nn.Module], fingerprints: dict[str, Fingerprint], blocks: dict[str, list[str]]) -> tuple[_Kinds, _KindOf]:
+def _fingerprint(module: nn.Module, device: Device, name: str) -> Fingerprint:
+    """Raises Unsupported where something of the module has no exact description: nobody could tell later whether it is the same."""
+    found = Fingerprint.of(module, fakes=device.fakes is not None)
+    if found.unknown:
+        raise Unsupported(
+            f"{name} cannot be built: {found.unknown}", remedy="take it away before building; what it does is not in a graph."
+        )
+    return found
+
+
+def _kinds(
+    modules: dict[str, nn.Module], fingerprints: dict[str, Fingerprint], blocks: dict[str, list[str]], device: Device
+) -> tuple[_Kinds, _KindOf]:
     """The kinds among components and blocks, and which kind each is of: identical blocks are compiled once."""
     kinds: _Kinds = {}
     table: dict[tuple[str, str], Digest] = {}
     for component_path, module in modules.items():
         for path in blocks[component_path] or [""]:
-            fingerprint = Fingerprint.of(module.get_submodule(path)) if path else fingerprints[component_path]
+            whole = fingerprints[component_path]
+            fingerprint = _fingerprint(module.get_submodule(path), device, f"{component_path}.{path}") if path else whole
             kinds.setdefault(fingerprint.digest, (module.get_submodule(path), fingerprint))
             table[component_path, path] = fingerprint.digest
     return kinds, lambda component_path, path: table[component_path, path]

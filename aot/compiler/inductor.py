@@ -21,6 +21,7 @@ from aot.cache_store.errors import CodedError
 from aot.choice import choice
 from aot.errors import BuildFailed, Unsupported
 from aot.model.signature import Form, Signature, flatten
+from aot.model.traced import TracedCode, tracing
 from aot.model.weights import LiveWeights
 from aot.request.mode import Setting
 from aot.request.options import Options
@@ -111,11 +112,12 @@ def compile_graph(
     dynamic: DynamicRange | None,
     configuration: Configuration,
     library: Path,
-) -> Form:
+) -> tuple[Form, TracedCode]:
     """Compile `module` for calls of `signature`, or of all of `dynamic`, into the shared library `library`.
 
-    Returns its outputs' form. `tensors` are of the signature; like the weights they may be fakes. The library takes the
-    module's weights (in the order of LiveWeights.names; none under freezing), then the call's tensors. Raises BuildFailed.
+    Returns its outputs' form and the code it was traced from. `tensors` are of the signature; like the weights they may be
+    fakes. The library takes the module's weights (in the order of LiveWeights.names; none under freezing), then the call's
+    tensors. Raises BuildFailed, Unsupported for traced code that nothing could compare later.
     """
     names, weights = _inputs(module, configuration)
     wrapped = _WeightsInside(module, signature) if configuration.frozen else _WeightsAsInputs(module, names, signature)
@@ -123,7 +125,9 @@ def compile_graph(
     package = library.with_suffix(".pt2")
     try:
         with torch.no_grad():
-            program = torch.export.export(wrapped, (weights, tensors), dynamic_shapes=shapes, strict=False)
+            with tracing() as codes:
+                program = torch.export.export(wrapped, (weights, tensors), dynamic_shapes=shapes, strict=False)
+            code = TracedCode.of(codes, module)
             torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=configuration.of_inductor())
     except CodedError:
         raise
@@ -131,7 +135,7 @@ def compile_graph(
         raise BuildFailed(f"{type(module).__name__} did not compile: {type(error).__name__}: {_first_line(error)}") from error
     _extract_library(package, library)
     package.unlink()
-    return wrapped.returned.form
+    return wrapped.returned.form, code
 
 
 def _inputs(module: nn.Module, configuration: Configuration) -> tuple[list[str], list[torch.Tensor]]:

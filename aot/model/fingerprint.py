@@ -2,69 +2,160 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from types import FunctionType
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any, Self
 
-import torch
 from torch import nn
 
 from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
-from aot.model.signature import TensorSpec
+from aot.errors import Unsupported
+from aot.model.functions import name_of, static
+from aot.model.words import MODULE_INTERNALS, NOTES, Met, Words, weight_word
 
-_NOTES = ("lora_scale",)  # what fuse_lora() leaves behind to undo itself by; no forward reads it
-# a class of ours that is put into models goes by the name it had when the first artifacts were built
-_FIRST_NAMES = {"aot.model.ip_adapter": "aot.ip_adapter"}
-_BAKED = (bool, int, float, str, type(None), torch.dtype)
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_OFFLOADED = "_hf_hook"  # accelerate's hook, which runs around a root's forward
+_AROUND = frozenset({"forward", "_old_forward", _OFFLOADED})
+
+Line = tuple[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """One line a submodule, by path: class, plain attributes, weights' specs; and the digest of the source that is traced."""
+    """One line a submodule, in the order of the tree: its path, and its class, attributes and weights' specs in words.
 
-    lines: dict[str, str]
-    source: Digest
+    Of a submodule that comes again the line says where it was first. `unknown`: why this is no identity, when something
+    could not be described; then it equals nothing.
+    """
+
+    lines: tuple[Line, ...]
+    unknown: str = ""
+    met: Met = field(default_factory=Met, compare=False, repr=False)
 
     @property
     def digest(self) -> Digest:
-        return Digest.of(encode([self.lines, str(self.source)]))
+        return Digest.of(encode([[path, list(words)] for path, words in self.lines] + [[self.unknown]] * bool(self.unknown)))
 
     @classmethod
-    def of(cls, module: nn.Module) -> Self:
-        """Reads structure and metadata only; no weight is touched and nothing is moved."""
-        found = list(module.named_modules())
-        return cls(
-            lines={path: _line(child) for path, child in found},
-            source=_source(kind for _, child in found for kind in _classes(child)),
-        )
+    def of(cls, module: nn.Module, *, fakes: bool = False, served: bool = False) -> Self:
+        """Reads structure and metadata only; no weight is touched and nothing is moved.
 
-    def to_json(self) -> dict[str, Any]:
-        return {"lines": self.lines, "source": str(self.source)}
+        `fakes`: weights may be those of a device that is absent. `served`: something of ours stands for the module's forward,
+        and what a user has wrapped around it since runs around it.
+        """
+        first: dict[int, str] = {}
+        tree = list(_tree(module, "", first))
+        words = Words(first)
+        weights: dict[int, str] = {}
+        lines: list[Line] = []
+        for path, child in tree:
+            if first[id(child)] != path:
+                lines.append((path, (f"is:{first[id(child)] or 'the-module'}",)))
+                continue
+            try:
+                lines.append((path, tuple(_line(child, path, words, weights, fakes=fakes, served=served))))
+            except Unsupported as error:
+                return cls(tuple(lines), f"{path or 'the module'}: {error.message}", words.met)
+        return cls(tuple(lines), met=words.met)
+
+    def to_json(self) -> list[Any]:
+        return [[path, list(words)] for path, words in self.lines]
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        return cls(lines=value["lines"], source=Digest.parse(value["source"]))
+    def from_json(cls, value: list[Any]) -> Self:
+        return cls(tuple((path, tuple(words)) for path, words in value))
 
     def differs(self, live: Fingerprint) -> str | None:
         """What `live` has that this one was not built for, in words, or None."""
-        if added := [path for path in live.lines if path not in self.lines]:
+        if live.unknown:
+            return live.unknown
+        mine, theirs = dict(self.lines), dict(live.lines)
+        if added := [path for path in theirs if path not in mine]:
             return f"{len(added)} submodules were added, the first is {added[0]!r}{_advice(added)}"
-        if gone := [path for path in self.lines if path not in live.lines]:
+        if gone := [path for path in mine if path not in theirs]:
             return f"{len(gone)} submodules are gone, the first is {gone[0]!r}"
-        changed = [path for path, line in self.lines.items() if live.lines[path] != line]
-        if changed:
-            built, here = self.lines[changed[0]].split(" "), live.lines[changed[0]].split(" ")
-            ours = [word for word in here if word not in built] or here
-            theirs = [word for word in built if word not in here] or built
-            return f"{changed[0] or 'the module'} has {' '.join(ours)[:200]}, built for {' '.join(theirs)[:200]}"
-        if self.source != live.source:
-            return "the modeling source differs: diffusers, or the class itself, was changed since"
+        for path, built in self.lines:
+            if theirs[path] != built:
+                return f"{path or 'the module'} {_differing(built, theirs[path])}"
+        if self.lines != live.lines:
+            pairs = zip(self.lines, live.lines, strict=True)
+            moved = next(there for (here, _), (there, _) in pairs if here != there)
+            return f"the submodules are in another order, the first that moved is {moved!r}"
         return None
+
+
+def _tree(module: nn.Module, path: str, first: dict[int, str]) -> Iterator[tuple[str, nn.Module]]:
+    """Every place of the tree in order; below one that was seen before nothing is repeated."""
+    again = id(module) in first
+    first.setdefault(id(module), path)
+    yield path, module
+    if not again:
+        for name, child in module._modules.items():
+            if child is not None:
+                yield from _tree(child, f"{path}.{name}".lstrip("."), first)
+
+
+def _line(module: nn.Module, path: str, words: Words, weights: dict[int, str], *, fakes: bool, served: bool) -> Iterator[str]:
+    yield words.class_word(type(module))
+    if path:
+        _refuse_hooks(module)
+    for name, value in sorted(_attributes(module, root=not path, served=served).items()):
+        yield from (word.replace(" ", "\u00b7") for word in words.spell(name, value))
+    for name, child in module._modules.items():
+        if child is None:
+            yield f"{name}=None"
+    for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+        if tensor is None:
+            yield f"{name}=None"
+            continue
+        known = weights.setdefault(id(tensor), f"{path}.{name}")
+        try:
+            yield f"{name}:{weight_word(tensor, fakes=fakes)}" + (f"=@{known}" if known != f"{path}.{name}" else "")
+        except Unsupported as error:
+            raise Unsupported(f"weight {name}: {error.message}") from error
+
+
+def _attributes(module: nn.Module, *, root: bool, served: bool) -> dict[str, Any]:
+    """What an instance has of its own beside children and weights; a root without what runs around its forward."""
+    own = {name: value for name, value in vars(module).items() if name not in MODULE_INTERNALS and name not in NOTES}
+    own = {name: value for name, value in own.items() if not _is_natural(module, name, value)}
+    if not root:
+        return own
+    around = vars(module).get("_old_forward") if _OFFLOADED in own else own.get("forward")
+    kept = {name: value for name, value in own.items() if name not in _AROUND}
+    natural = around is None or _is_natural(module, "forward", around)
+    return kept if served or natural else {**kept, "forward": around}
+
+
+def _is_natural(module: nn.Module, name: str, value: Any) -> bool:
+    """Whether a method kept on the instance is the class' own: pickling a module that was served leaves one."""
+    return isinstance(value, MethodType) and value.__self__ is module and value.__func__ is _own(type(module), name)
+
+
+def _own(kind: type, name: str) -> Any:
+    try:
+        return static(kind, name)
+    except AttributeError:
+        return None
+
+
+def _refuse_hooks(module: nn.Module) -> None:
+    """A graph runs none of a submodule's hooks, not even those that only look."""
+    for kind in HOOKS:
+        for hook in vars(module)[kind].values():
+            name = name_of(hook) if hasattr(hook, "__code__") else type(hook).__qualname__
+            raise Unsupported(f"it has a hook, {name} ({kind.strip('_').removesuffix('s').replace('_', ' ')}), which no graph would run.")
+
+
+def _differing(built: tuple[str, ...], live: tuple[str, ...]) -> str:
+    ours = [word for word in live if word not in built]
+    theirs = [word for word in built if word not in live]
+    if not ours and not theirs:
+        return f"has its {'weights' if sorted(built) == sorted(live) else 'attributes'} in another order"
+    said = f"has {' '.join(ours)[:200]}" if ours else "lacks it"
+    return f"{said}, built for {' '.join(theirs)[:200]}" if theirs else f"{said}, built without"
 
 
 def _advice(paths: list[str]) -> str:
@@ -73,62 +164,3 @@ def _advice(paths: list[str]) -> str:
     if any("to_qkv" in path or "to_kv" in path for path in paths):
         return " (projections were fused: build with --fuse-qkv, or load without)"
     return ""
-
-
-def _line(module: nn.Module) -> str:
-    attributes = vars(module)
-    words = [_name(type(module))]
-    plain = {name: value for name, value in sorted(attributes.items()) if name[0] != "_" and name not in _NOTES}
-    words += [f"{name}={_word(value)}" for name, value in plain.items() if _is_baked(value)]
-    for name, value in sorted(attributes.items()):
-        if name[0] != "_" and _is_collaborator(value):
-            inner = [f"{key}={_word(item)}" for key, item in sorted(vars(value).items()) if _is_baked(item)]
-            words.append(f"{name}={_name(type(value))}({','.join(inner)})")
-        elif isinstance(value, FunctionType) and name != "forward":
-            words.append(f"{name}={value.__module__}.{value.__qualname__}")
-    for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-        if tensor is not None:
-            spec = TensorSpec.of(tensor)
-            words.append(f"{name}:{spec}{list(spec.stride)}@{spec.device}".replace(" ", ""))
-    return " ".join(words)
-
-
-def _is_baked(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return all(map(_is_baked, value))
-    return isinstance(value, _BAKED)
-
-
-def _is_collaborator(value: Any) -> bool:
-    """An object of the model's own code that its forward calls: diffusers' attention processors are such."""
-    return type(value).__module__.startswith("diffusers.models") and not isinstance(value, nn.Module | dict | type)
-
-
-def _word(value: Any) -> str:
-    return repr(value).replace(" ", "")
-
-
-def _name(kind: type) -> str:
-    return f"{_FIRST_NAMES.get(kind.__module__, kind.__module__)}.{kind.__qualname__}"
-
-
-def _classes(module: nn.Module) -> Iterator[type]:
-    yield type(module)
-    yield from (type(value) for value in vars(module).values() if _is_collaborator(value))
-
-
-def _source(kinds: Iterable[type]) -> Digest:
-    """The digest of the files that define `kinds`; torch's own are named by its version."""
-    modules = sorted({base.__module__ for kind in set(kinds) for base in kind.__mro__ if not _is_library(base.__module__)})
-    return Digest.of(encode(sorted([_FIRST_NAMES.get(name, name), _file(name)] for name in modules)))
-
-
-def _is_library(module: str) -> bool:
-    return module == "builtins" or module.split(".", maxsplit=1)[0] in ("torch", "abc", "typing", "collections")
-
-
-@cache
-def _file(module: str) -> str:
-    """The digest of a module's source as text; empty where it has no file (a class made in an interactive session)."""
-    path = getattr(sys.modules.get(module), "__file__", None)
-    return str(Digest.of(Path(path).read_bytes())) if path and Path(path).is_file() else ""

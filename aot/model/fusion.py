@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -14,15 +17,30 @@ from aot.model.ip_adapter import adapters
 _FUSED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v"), "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj")}
 
 
-def fuse_qkv(module: nn.Module) -> bool:
-    """Fuse the projections of `module` in place; False where it has none that diffusers can fuse.
+@dataclass(slots=True)
+class _Parts:
+    """What an attention was before its projections were fused: its children in order, and which of the parts were training."""
+
+    order: list[str]
+    training: dict[str, bool]
+    saving: torch.utils.hooks.RemovableHandle
+
+
+# by attention, and not in its own attributes, which a fingerprint describes
+_parts: WeakKeyDictionary[nn.Module, _Parts] = WeakKeyDictionary()
+_KEPT = "original_attn_processors"  # by diffusers, on the model, and left there
+
+
+def fuse_qkv(module: nn.Module) -> Callable[[nn.Module], None] | None:
+    """Fuse the projections of `module` in place and return what undoes it; None where it has none that diffusers can fuse.
 
     diffusers keeps the separate projections beside the fused one: they are removed here, and the state dict goes on showing
     them, so that saving writes a checkpoint that loads anywhere. Raises Unsupported where diffusers refuses.
     """
     fuse = getattr(module, "fuse_qkv_projections", None)
     if fuse is None or any(_has(child, fused) for child in module.modules() for fused in _FUSED):
-        return False
+        return None
+    orders = {child: list(child._modules) for child in module.modules()}
     try:
         if any(adapters(module)):
             _fuse_beside_adapters(module)
@@ -31,12 +49,16 @@ def fuse_qkv(module: nn.Module) -> bool:
     except ValueError as error:
         raise Unsupported(f"fuse_qkv_projections: {error}", remedy="leave it out.") from error
     for child in module.modules():
-        parts = {part for fused, names in _FUSED.items() if _has(child, fused) for part in names}
+        fused = [name for name in _FUSED if _has(child, name)]
+        parts = {part: getattr(child, part).training for name in fused for part in _FUSED[name]}
         for name in parts:
             delattr(child, name)
+        for name in fused:
+            getattr(child, name).train(child.training)
         if parts:
-            child.__dict__["_aot_saving"] = child.register_state_dict_post_hook(_separate)  # type: ignore[no-untyped-call]
-    return True
+            saving = child.register_state_dict_post_hook(_separate)  # type: ignore[no-untyped-call]
+            _parts[child] = _Parts(orders[child], parts, saving)
+    return split_qkv
 
 
 def _fuse_beside_adapters(module: Any) -> None:
@@ -51,14 +73,22 @@ def _fuse_beside_adapters(module: Any) -> None:
 
 
 def split_qkv(module: nn.Module) -> None:
-    """Undo `fuse_qkv`: the separate projections again, as views of the fused weights."""
+    """Undo `fuse_qkv`: the separate projections again where they were, as views of the fused weights."""
     for child in module.modules():
-        if hook := child.__dict__.pop("_aot_saving", None):
-            hook.remove()
+        before = _parts.pop(child, None)
+        if before:
+            before.saving.remove()
         for fused, names in _FUSED.items():
             if _has(child, fused):
                 _split(child, fused, names)
+        if before:
+            for name, training in before.training.items():
+                getattr(child, name).train(training)
+            for name in [*before.order, *(name for name in child._modules if name not in before.order)]:
+                if name in child._modules:
+                    child._modules[name] = child._modules.pop(name)
     module.unfuse_qkv_projections()  # type: ignore[operator]
+    vars(module).pop(_KEPT, None)
 
 
 def _has(module: nn.Module, name: str) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any, SupportsIndex
 
 import torch
@@ -27,6 +26,8 @@ class ScaledLinear(nn.Linear):
 
 class LiveScales(list[Any]):
     """The `scale` of an attention processor: reads 1.0 for each adapter, and passes on what is assigned to it."""
+
+    live = ("own",)  # not to be described: the scales themselves are inputs of a graph
 
     def __init__(self, values: list[ScaledLinear]) -> None:
         super().__init__([1.0] * len(values))
@@ -60,7 +61,7 @@ class LiveScales(list[Any]):
         return [float(linear.scale) for linear in self.values]
 
 
-def live_scale(module: nn.Module) -> Callable[[], None] | None:
+def live_scale(module: nn.Module) -> Callable[[nn.Module], None] | None:
     """Make the scales of `module`'s IP-Adapters live, in place; return what undoes it, or None where there is none to make so."""
     changed = [processor for processor in adapters(module) if not isinstance(processor.scale, LiveScales)]
     for processor in changed:
@@ -70,7 +71,7 @@ def live_scale(module: nn.Module) -> Callable[[], None] | None:
             linear.register_buffer("scale", torch.ones((), device=linear.weight.device), persistent=False)
         processor.scale = LiveScales(values)
         processor.scale[:] = scales
-    return partial(_undo, changed) if changed else None
+    return _undo if changed else None
 
 
 def adapters(module: nn.Module) -> Iterator[Any]:
@@ -78,8 +79,8 @@ def adapters(module: nn.Module) -> Iterator[Any]:
     return (child for child in module.modules() if hasattr(child, "to_v_ip") and hasattr(child, "scale"))
 
 
-def _undo(processors: Iterable[Any]) -> None:
-    for processor in processors:
+def _undo(module: nn.Module) -> None:
+    for processor in adapters(module):
         if isinstance(processor.scale, LiveScales):
             processor.scale = processor.scale.current()
         for linear in processor.to_v_ip:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import nn
 
 
-def to_channels_last(module: nn.Module) -> Callable[[], None]:
+def to_channels_last(module: nn.Module) -> Callable[[nn.Module], None]:
     """Lay out the 4-d weights channels last, in place; return what undoes it.
 
     4-d only: the 5-d weights of a temporal VAE refuse the format, and `module.to(memory_format=…)` with them.
     """
     changed = [weight for weight in module.parameters() if weight.dim() == 4 and not _is_channels_last(weight)]
     _lay_out(changed, torch.channels_last)
-    return partial(_lay_out, changed, torch.contiguous_format)
+    return lambda _: _lay_out(changed, torch.contiguous_format)
 
 
 def _is_channels_last(weight: torch.Tensor) -> bool:

@@ -1,60 +1,57 @@
-"""LiveWeights: a module's parameters and buffers, as they are at the moment of a call."""
+"""LiveWeights: a module's parameters and buffers, as they are at the moment of a call; and whether a graph can take them."""
 
 from __future__ import annotations
 
 import hashlib
-from operator import attrgetter, getitem
+from collections.abc import Sequence
+from operator import attrgetter, getitem, itemgetter
 from typing import Any, Self
 
 import torch
 from torch import nn
+from torch._C._dynamo.guards import TensorGuards  # checked on torch 2.11.0, 2.13.0 and 2.15.0; imports no compiler
 
 from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
 from aot.model.signature import TensorSpec
+from aot.model.words import PLAIN_TENSORS, class_name
+
+_ALIGNED = 16  # bytes: what Triton's kernels take for granted of every pointer
 
 
 class LiveWeights:
-    """Finds the weights of `module` in a fixed order, quickly enough to do it at every call.
+    """Finds the weights of `module` by `names`, by default all in the order of its tree, quickly enough to do it at every call.
 
     Looking again each time is what makes a weight that was moved, replaced or fused be seen; keeping a list would serve the
-    old one. The cost is two passes in C over the modules' own dicts (`scripts/dispatch_cost.py` measures it).
+    old one. The cost is a pass in C over the modules' own dicts (`scripts/dispatch_cost.py` measures it).
     """
 
-    __slots__ = ("_absent", "_children", "_count", "_keys", "_owners", "_tree", "names")
+    __slots__ = ("_keys", "_owners", "names")
 
-    def __init__(self, module: nn.Module) -> None:
-        owners = list(module.named_modules())
-        self._children = [owner._modules for _, owner in owners]
-        self._tree = [dict(children) for children in self._children]
-        slots = [(path, d, key) for path, owner in owners for d in (owner._parameters, owner._buffers) for key in d]
-        present = [(path, d, key) for path, d, key in slots if d[key] is not None]
-        absent = [(path, d, key) for path, d, key in slots if d[key] is None]  # a bias that a layer was made without
-        self._owners: list[dict[str, Any]] = [d for _, d, _ in present + absent]
-        self._keys = [key for _, _, key in present + absent]
-        self._count, self._absent = len(present), [None] * len(absent)
-        self.names = [f"{path}.{key}".lstrip(".") for path, _, key in present]
+    def __init__(self, module: nn.Module, names: Sequence[str] | None = None) -> None:
+        found = {
+            f"{path}.{key}".lstrip("."): (owned, key)
+            for path, owner in module.named_modules()
+            for owned in (owner._parameters, owner._buffers)
+            for key in owned
+            if names is not None or owned[key] is not None
+        }
+        self.names = list(found) if names is None else list(names)
+        places = [found.get(name, ({}, name)) for name in self.names]
+        self._owners: list[dict[str, Any]] = [owned for owned, _ in places]
+        self._keys = [key for _, key in places]
 
     @classmethod
-    def unseen(cls) -> Self:
+    def nowhere(cls) -> Self:
         """Of a module that could not be looked at yet: `tensors` answers None."""
-        empty = cls(nn.Module())
-        empty._tree = []
-        return empty
+        return cls(nn.Module(), ["nowhere"])
 
     def tensors(self) -> list[torch.Tensor] | None:
-        """The weights, in the order of `names`; None when the module is no longer made of the same parts."""
-        if self._children != self._tree:  # compares by identity first: a module's own equality
-            return None
+        """The weights, in the order of `names`, None in the place of one that is there and None; None when one is nowhere."""
         try:
-            found = list(map(getitem, self._owners, self._keys))
+            return list(map(getitem, self._owners, self._keys))
         except KeyError:
             return None
-        if self._absent:
-            if found[self._count :] != self._absent:
-                return None
-            del found[self._count :]
-        return found
 
     def specs(self) -> list[TensorSpec]:
         return [TensorSpec.of(tensor) for tensor in self.tensors() or ()]
@@ -68,24 +65,104 @@ class LiveWeights:
         return Digest(found.hexdigest())
 
 
-class FrozenWeights:
-    """The weights as they were when a graph that has them inside was loaded."""
+class WeightForms:
+    """Whether weights have the types, shapes, strides, dtypes and devices that a graph takes, and memory behind them.
 
-    __slots__ = ("_dtypes", "_identities", "_places", "_tensors", "_versions")
+    What was compared once in Python is compared in C from then on; any change is compared in Python again.
+    """
 
-    def __init__(self, tensors: list[torch.Tensor]) -> None:
-        self._tensors = tensors  # kept: an identity could be given to another tensor once this one is gone
-        self._identities, self._versions = list(map(id, tensors)), _versions(tensors)
-        self._dtypes, self._places = _dtypes(tensors), _places(tensors)
+    __slots__ = ("_device", "_named", "_quick")
 
-    def still(self, tensors: list[torch.Tensor]) -> bool:
-        """Whether these are the same tensors, nobody wrote to one since, and none was given other memory.
+    def __init__(self, named: Sequence[tuple[str, TensorSpec]], device: torch.device) -> None:
+        """`device`: where the graph runs, its index included."""
+        self._named, self._device = named, device
+        self._quick: dict[tuple[bool, bool], tuple[Any, Any, list[int]]] = {}
+
+    def refuses(self, tensors: list[torch.Tensor]) -> str | None:
+        """The first weight that a graph could not take, and why, or None."""
+        mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        if (found := self._quick.get(mode)) is not None:
+            guards, distinct, pointers = found
+            if guards.check(*(distinct(tensors) if distinct else tensors)) and list(map(_pointer, tensors)) == pointers:
+                return None
+        for (name, spec), tensor in zip(self._named, tensors, strict=True):
+            if reason := unfit(tensor, spec, self._device):
+                return f"weight {name} {reason}"
+        if tensors:
+            self._quick[mode] = _quick(tensors)
+        return None
+
+
+def _quick(tensors: list[torch.Tensor]) -> tuple[Any, Any, list[int]]:
+    """torch's guards take each tensor once: weights that are tied are checked once too."""
+    first: dict[int, int] = {}
+    for place, tensor in enumerate(tensors):
+        first.setdefault(id(tensor), place)
+    once = list(first.values())
+    distinct = None if len(once) == len(tensors) else itemgetter(*once) if len(once) > 1 else itemgetter(slice(0, 1))
+    chosen = distinct(tensors) if distinct else tensors
+    return TensorGuards(*chosen, dynamic_dims_sizes=None, dynamic_dims_strides=None), distinct, list(map(_pointer, tensors))
+
+
+_pointer = torch.Tensor.data_ptr
+
+
+def unfit(tensor: Any, spec: TensorSpec, device: torch.device) -> str | None:
+    """Why a graph that was compiled for `spec` cannot take this tensor, in words, or None."""
+    if type(tensor) not in PLAIN_TENSORS:
+        return f"is {'None' if tensor is None else f'a {class_name(type(tensor))}'}, built for {spec}"
+    if tensor.layout is not torch.strided:
+        return f"is {str(tensor.layout).removeprefix('torch.')}, built for a strided one"
+    if tensor.is_conj() or tensor.is_neg():
+        return "is a lazy conjugate or negative, built for plain numbers"
+    if reason := spec.differs(TensorSpec.of(tensor)):
+        return f"{reason}"
+    if tensor.device != device and tensor.device.type == device.type and device.index is not None:
+        return f"device is {tensor.device}, loaded for {device}"
+    return unbacked(tensor, spec.span)
+
+
+def unbacked(tensor: torch.Tensor, span: int) -> str | None:
+    """Why the memory behind a tensor whose first and last elements are `span` apart cannot be read by a graph, or None."""
+    there = tensor.untyped_storage().nbytes() // tensor.itemsize - tensor.storage_offset()
+    if there < span:
+        return f"has memory for {max(there, 0)} of its {span} elements"
+    if tensor.device.type == "cuda" and tensor.data_ptr() % _ALIGNED:
+        return f"begins at an address that is no multiple of {_ALIGNED}"
+    return None
+
+
+class Frozen:
+    """The weights of a module as they were when a graph that has them inside was loaded."""
+
+    __slots__ = ("_dtypes", "_identities", "_live", "_places", "_tensors", "_versions")
+
+    def __init__(self, module: nn.Module) -> None:
+        self._live = LiveWeights(module)
+        self._tensors = self._live.tensors() or []  # kept: an identity could be given to another tensor once this one is gone
+        self._identities, self._versions = list(map(id, self._tensors)), _versions(self._tensors)
+        self._dtypes, self._places = _dtypes(self._tensors), _places(self._tensors)
+
+    @classmethod
+    def unknown(cls) -> Self:
+        """Of which nobody can tell."""
+        found = cls(nn.Module())
+        found._live = LiveWeights.nowhere()
+        return found
+
+    def changed(self) -> str | None:
+        """Why these are not what the graph has inside, or None: others, one was written to since, or was given other memory.
 
         Weights in another dtype than at loading are elsewhere by necessity: a pipeline that raises its VAE to float32 for the
         time of decoding has not changed them.
         """
-        same = list(map(id, tensors)) == self._identities and _versions(tensors) == self._versions
-        return same and (_dtypes(tensors) != self._dtypes or _places(tensors) == self._places)
+        tensors = self._live.tensors()
+        if tensors is None or list(map(id, tensors)) != self._identities or _versions(tensors) != self._versions:
+            return _OTHERS
+        return None if _dtypes(tensors) != self._dtypes or _places(tensors) == self._places else _OTHERS
+
+
+_OTHERS = "the weights were changed, and the graph has those it was built with inside"
 
 
 def _versions(tensors: list[torch.Tensor]) -> list[int]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -19,8 +17,12 @@ from aot.artifact.ledger import Ledger
 from aot.artifact.runner import Graph
 from aot.errors import LoadFailed, Miss, Unsupported
 from aot.model.fingerprint import Fingerprint
+from aot.model.seal import Seal
 from aot.model.signature import Convention, Signature, TensorSpec
-from aot.model.weights import FrozenWeights, LiveWeights
+from aot.model.weights import Frozen, LiveWeights, WeightForms, unbacked, unfit
+from aot.model.words import Met
+from aot.serving.standin import Compiled, StandIn
+from aot.serving.surroundings import surroundings
 
 
 class OnMiss(StrEnum):
@@ -89,120 +91,127 @@ class ShapeBook:
         return min(reasons, key=len) + more
 
 
-class Dispatcher:
-    """Stands in for `module.forward`. Lookup is one dict access by the call's raw identity; all else is the slow path.
+class Dispatcher(StandIn):
+    """Stands for `module.forward`. Lookup is one dict access by the call's raw identity; all else is the slow path.
 
-    Never lets a call reach a graph that was compiled for other shapes, strides, dtypes, devices or non-tensor values,
-    for another structure, under autocast, or where a gradient is asked for.
+    Never lets a call reach a graph that was compiled for other shapes, strides, dtypes, devices, types of tensors or non-tensor
+    values, for another structure or other code, under a mode that would see or change what is computed, or where a gradient
+    is asked for. What of this changes between two calls is noticed at the next.
     """
 
-    def __init__(self, plain: Callable[..., Any], module: nn.Module, graphs: ShapeBook, kind: Kind, policy: ServedBy) -> None:
-        self.plain = plain
-        self._module, self._graphs, self._kind, self._policy = module, graphs, kind, policy
-        self._known: dict[Any, tuple[Graph, list[int] | None]] = {}
-        self._weights = LiveWeights(module)
-        # kept only where it is needed: it holds on to the weights
-        self._frozen = FrozenWeights(self._weights.tensors() or []) if graphs.frozen else None
-        self._refused: tuple[LiveWeights, str] | None = None  # a structure that is not ours, and why
-        self._jitted: Callable[..., Any] | None = None
+    def __init__(self, module: nn.Module, graphs: ShapeBook, kind: Kind, policy: ServedBy) -> None:
+        super().__init__(module)
+        self._graphs, self._kind, self._policy = graphs, kind, policy
+        self._known: dict[Any, _Known] = {}
+        self._weights = LiveWeights(module, [name for name, _ in kind.weights])
+        self._forms: dict[torch.device, WeightForms] = {}
+        self._frozen = Frozen(module) if graphs.frozen else None  # kept only where it is needed: it holds on to the weights
+        self._seal: Seal | None = None
+        self._refused: tuple[Seal, str] | None = None  # a state that is not ours, and why
+        self._jitted = Compiled(module, policy.jit)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.retired or torch.compiler.is_compiling():  # what is being traced is the model, not how it is served
+            return self.plain(*args, **kwargs)
         tensors: list[torch.Tensor] = []
-        key = (
-            torch.is_grad_enabled(),
-            torch.is_autocast_enabled(self._policy.device),
-            _identity(args, tensors),
-            _identity(kwargs, tensors),
-        )
+        key = (surroundings(self._policy.device), _identity(args, tensors), _identity(kwargs, tensors))
         try:
             found = self._known.get(key)
         except TypeError:  # the call holds something unhashable
             found = None
         if found is None:
             return self._unseen(key, args, kwargs)
-        graph, order = found
-        return self._run(graph, tensors if order is None else [tensors[place] for place in order], args, kwargs)
+        return self._run(found, tensors if found.order is None else [tensors[place] for place in found.order], args, kwargs)
 
-    @property
-    def __signature__(self) -> inspect.Signature:
-        """That of the forward it stands in for: pipelines look at it to learn which arguments a model takes."""
-        return inspect.signature(self.plain)
+    def seal(self, met: Met) -> None:
+        """From now on what was `met` when the module's fingerprint was taken has to stay as it is."""
+        self._seal = Seal(self._module, met, self._kind.code)
 
-    def _run(self, graph: Graph, tensors: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        inputs = self._weights.tensors()
-        if inputs is None:
-            return self._restructured(args, kwargs)
-        if graph.entry.frozen:
-            if self._frozen is None or not self._frozen.still(inputs):
-                return self._missed("the weights were changed, and the graph has those it was built with inside", args, kwargs)
-            inputs = []
-        inputs += tensors
+    def put(self) -> None:
+        super().put()
+        self._jitted._before = self._before
+
+    def _run(self, known: _Known, tensors: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        graph, weights = known.graph, self._weights.tensors()
+        if weights is None or not (graph.asynchronous or self._holds()):
+            return self._changed(args, kwargs)
+        if reason := known.unfit(tensors) or self._unfit(graph, weights):
+            return self._missed(reason, args, kwargs)
+        inputs = tensors if graph.entry.frozen else weights + tensors
         try:
-            return graph.run(inputs)
+            outputs = graph.run(inputs)
         except RuntimeError as error:
-            return self._failed(graph, inputs, error, (args, kwargs))
+            raise LoadFailed(
+                f"graph {graph.entry.file} failed: {str(error).splitlines()[0] if str(error) else 'no message'}",
+                remedy="call aot.restore() to go on without it, and build it again.",
+            ) from error
+        if graph.asynchronous and not self._holds():  # looked at while the device computes; the result is dropped
+            return self._changed(args, kwargs)
+        graph.hits += 1
+        return outputs
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Dispatcher:
+    def _holds(self) -> bool:
+        return self._seal is not None and self._seal.holds()
+
+    def _unfit(self, graph: Graph, weights: list[torch.Tensor]) -> str | None:
+        """Why the weights are none that the graph can take, or has inside; or None."""
+        if graph.entry.frozen:
+            assert self._frozen is not None
+            return self._frozen.changed()
+        forms = self._forms.get(graph.device)
+        if forms is None:
+            forms = self._forms[graph.device] = WeightForms(self._kind.weights, graph.device)
+        return forms.refuses(weights)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copied module is served too, with its own weights; libraries are shared, being stateless."""
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        memo[id(self)] = twin
-        twin._module = copy.deepcopy(self._module, memo)
-        twin.plain = type(twin._module).forward.__get__(twin._module)
-        twin._refused, twin._jitted = None, None
-        twin._weights = LiveWeights.unseen()  # the copy is not complete yet: look at its first call
-        twin._frozen = None  # a copy's weights are others, as far as anybody can tell without reading them all
+        twin = super().__deepcopy__(memo)
+        twin._seal = twin._refused = None  # the copy is not complete yet: look at its first call
+        twin._weights = LiveWeights.nowhere()
+        twin._frozen = Frozen.unknown()  # a copy's weights are others, as far as anybody can tell without reading them all
+        twin._known, twin._forms = {}, {}
+        twin._jitted = Compiled(twin._module, self._policy.jit)
+        twin._jitted._before = twin._before
         return twin
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a module with loaded graphs cannot be pickled; call aot.restore() on it first.")
 
     def _unseen(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call not seen before in this form: serve it if its canonical form is in the shape book."""
+        if reason := key[0].refuses():
+            return self._missed(reason, args, kwargs)
         convention = Convention(self.plain)
         try:
             signature, tensors = Signature.of(*convention.canonical(args, kwargs))
             order = convention.order(args, kwargs)
         except Unsupported as error:
             return self._missed(error.message, args, kwargs)
-        if reason := self._context(tensors):
-            return self._missed(reason, args, kwargs)
+        if torch.is_grad_enabled() and any(found.requires_grad for found in (*tensors, *self._module.parameters())):
+            return self._missed("a gradient is asked for, graphs have none (call under torch.inference_mode())", args, kwargs)
         graph = self._graphs.find(signature)
         if graph is None:
             return self._missed(self._graphs.nearest(signature), args, kwargs)
+        named = [(name, spec) for name, spec in signature.named()]
+        known = _Known(graph, None if order == list(range(len(tensors))) else order, named, [spec.span for _, spec in named])
+        for (name, spec), tensor in zip(named, tensors, strict=True):
+            if reason := unfit(tensor, spec, graph.device):
+                return self._missed(f"{name} {reason}", args, kwargs)
         if not torch.is_grad_enabled():  # with it on, whether a gradient is asked for may change between two calls
             with suppress(TypeError):  # an unhashable call is looked at every time
-                self._known[key] = graph, None if order == list(range(len(tensors))) else order
-        return self._run(graph, tensors, args, kwargs)
+                self._known[key] = known
+        return self._run(known, tensors, args, kwargs)
 
-    def _context(self, tensors: list[torch.Tensor]) -> str | None:
-        """What surrounds the call and would change its result, or None."""
-        if torch.is_autocast_enabled(self._policy.device):
-            return "the call is under autocast, built without"
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in [*tensors, *(self._weights.tensors() or ())]):
-            return "a gradient is asked for, graphs have none (call under torch.inference_mode())"
-        return None
-
-    def _restructured(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The module's tree changed: go on if it is the same structure, else say what differs."""
-        if self._refused is None or self._refused[0].tensors() is None:
-            live = Fingerprint.of(self._module)
-            reason = self._kind.fingerprint.differs(live)
-            if reason is None:
-                self._weights = LiveWeights(self._module)
-                return self(*args, **kwargs)
-            self._refused = LiveWeights(self._module), reason
+    def _changed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Something of the module or its code is not what it was: go on if it comes to the same, else say what differs."""
+        if self._refused is not None and self._refused[0].holds():
+            return self._missed(self._refused[1], args, kwargs)
+        live = Fingerprint.of(self._module, served=True)
+        reason = self._kind.differs(self._module, live)
+        seal = Seal(self._module, live.met, self._kind.code)
+        if reason is None and seal.holds():
+            self._seal, self._refused = seal, None
+            self._weights = LiveWeights(self._module, [name for name, _ in self._kind.weights])
+            return self(*args, **kwargs)
+        self._refused = seal, reason or "it holds something that is never equal to itself"
         return self._missed(self._refused[1], args, kwargs)
-
-    def _failed(self, graph: Graph, tensors: list[torch.Tensor], error: RuntimeError, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-        """The library refused its inputs, or could not compute. Only a weight can be wrong: the call itself was compared."""
-        for (name, spec), tensor in zip(self._kind.weights, tensors, strict=False):
-            if reason := spec.differs(TensorSpec.of(tensor)):
-                return self._missed(f"weight {name}: {reason}", *call)
-        raise LoadFailed(
-            f"graph {graph.entry.file} failed: {str(error).splitlines()[0] if str(error) else 'no message'}",
-            remedy="call aot.restore() to go on without it, and build it again.",
-        ) from error
 
     def _missed(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         policy = self._policy
@@ -213,17 +222,34 @@ class Dispatcher:
             case OnMiss.EAGER:
                 return self.plain(*args, **kwargs)
             case OnMiss.COMPILE:
-                if self._jitted is None:
-                    self._jitted = policy.jit(self.plain)
                 return self._jitted(*args, **kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A form of call that a graph serves: where its tensors are in the call as written, and how much memory each needs."""
+
+    graph: Graph
+    order: list[int] | None
+    named: list[tuple[str, TensorSpec]]
+    spans: list[int]
+
+    def unfit(self, tensors: list[torch.Tensor]) -> str | None:
+        """The first tensor whose memory is gone or too small, or None: the rest is in the form of the call."""
+        for place, tensor in enumerate(tensors):
+            if reason := unbacked(tensor, self.spans[place]):
+                return f"{self.named[place][0]} {reason}"
+        return None
 
 
 def _identity(value: Any, tensors: list[torch.Tensor]) -> Any:
     """What tells one call from another, quickly; its tensors are appended to `tensors` in order."""
+    kind = type(value)
     if isinstance(value, torch.Tensor):
         tensors.append(value)
-        return (value.shape, value.stride(), value.dtype, value.device)
-    kind = type(value)
+        if kind is not torch.Tensor or value.layout is not torch.strided:
+            return (kind, value.layout, value.dtype, value.device)  # never known: what it holds is looked at
+        return (value.shape, value.stride(), value.dtype, value.device, value.is_conj(), value.is_neg())
     if kind is dict:
         return (kind, *[(key, _identity(item, tensors)) for key, item in value.items()])
     if kind is tuple or kind is list:

@@ -29,6 +29,7 @@ from aot.serving.canary import send
 from aot.serving.dispatch import Dispatcher, OnMiss, ServedBy, ShapeBook
 from aot.serving.jit import Jit
 from aot.serving.resolve import Accepted, Candidate, Rejected, candidates, judge, nearest, set_aside
+from aot.serving.standin import Compiled
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,12 @@ class Site:
     graphs: ShapeBook = field(default_factory=ShapeBook)
 
     def serve(self, policy: ServedBy) -> None:
-        """Put a dispatcher in the module's place."""
-        put(self.module, Dispatcher(forward_of(self.module), self.module, self.graphs, self.kind, policy))
+        """Put a dispatcher in the module's place, and seal the module as it is: what its graphs were built from."""
+        dispatcher = Dispatcher(self.module, self.graphs, self.kind, policy)
+        dispatcher.put()
+        live = Fingerprint.of(self.module, served=True)
+        if self.kind.fingerprint.differs(live) is None:
+            dispatcher.seal(live.met)
 
 
 def sites(book: Book, graphs: Iterable[Graph], modules: Mapping[str, nn.Module]) -> dict[tuple[str, str], Site]:
@@ -88,20 +93,21 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
     settings = complete(options.process) if accepted else options.process
     release = claim(f"the {options.mode.title} compilation of {', '.join(modules)}", settings)
     opening = Opening(store, modules, here, guard, ledger, partial(judge, modules=facts, wish=wished, allow=wish.allow))
-    for candidate in accepted:
-        opening.open(candidate)
-    # only artifacts that were built for this very model, mode and target can make its compilation warm
-    jit = Jit(options, store=store, artifacts=opening.exact, ledger=ledger)
     try:
+        for candidate in accepted:
+            opening.open(candidate)
+        # only artifacts that were built for this very model, mode and target can make its compilation warm
+        jit = Jit(options, store=store, artifacts=opening.exact, ledger=ledger)
         for path in set(modules) - opening.paths - optional:
             cause = opening.problems.get(path)
-            why = f"{cause.code} {cause.message.rstrip('.')}" if cause else _why(opening, found, path, fingerprints[path])
+            why = f"{cause.code} {cause.message.rstrip('.')}" if cause else opening.changed.get(path)
+            why = why or _why(opening, found, path, fingerprints[path])
             fall_back(modules[path], path, on_miss=on_miss, jit=jit.compiled, why=why, ledger=ledger, cause=cause)
-    except CodedError:
+        for (path, _), site in opening.served.items():
+            site.serve(ServedBy(path, here.device, on_miss, jit.compiled, ledger))
+    except BaseException:
         release()
         raise
-    for (path, _), site in opening.served.items():
-        site.serve(ServedBy(path, here.device, on_miss, jit.compiled, ledger))
     return release
 
 
@@ -118,6 +124,7 @@ class Opening:
     served: dict[tuple[str, str], Site] = field(default_factory=dict)
     exact: list[Admitted] = field(default_factory=list)
     problems: dict[str, CodedError] = field(default_factory=dict)  # what kept the first artifact for a path from serving it
+    changed: dict[str, str] = field(default_factory=dict)  # by path, what of the code is not what the first was traced from
 
     @property
     def paths(self) -> set[str]:
@@ -148,17 +155,36 @@ class Opening:
                 send(self.store, admitted, here=self.here, guard=self.guard)
         for difference in verdict.degraded:
             log.warning("artifact %s: %s", admitted.digest.short, difference)
-        components = set(verdict.components.values())
+        with self.ledger.timed("compare"):
+            changed = self._changed(read_book(self.store, admitted), verdict.components)
+        for path, reason in changed.items():
+            self.changed.setdefault(path, f"{reason} (artifact {admitted.digest.short}; build it again for this code)")
+        components = {built for path, built in verdict.components.items() if path not in changed}
+        if not components:
+            return
         book, graphs = open_graphs(self.store, admitted, self.ledger, components=components, guard=self.guard)
-        for path, built in verdict.components.items():
+        for path in verdict.components.keys() - changed.keys():
+            built = verdict.components[path]
             for (_, inner), site in sites(book, graphs, {built: self.modules[path]}).items():
                 there = self.served.setdefault((path, inner), site)
                 if there is not site:
                     there.graphs.extend(site.graphs)
 
+    def _changed(self, book: Book, components: Mapping[str, str]) -> dict[str, str]:
+        """By live path, what of the code that its graphs were traced from is another here."""
+        found: dict[str, str] = {}
+        for path, built in components.items():
+            kinds = {entry.kind: entry.paths[0] for entry in book.graphs if entry.component == built}
+            modules = ((book.kinds[kind], self.modules[path].get_submodule(inner)) for kind, inner in kinds.items())
+            if reason := next((reason for kind, module in modules if (reason := kind.code.differs(module))), None):
+                found[path] = reason
+        return found
+
 
 def _why(opening: Opening, found: list[Candidate], path: str, live: Fingerprint) -> str:
-    """Why nothing was loaded for the component at `path`, by the artifact that came nearest."""
+    """Why nothing was loaded for the component at `path`: what of it no artifact can be of, or the artifact that came nearest."""
+    if live.unknown:
+        return f"no artifact can be of it: {live.unknown.rstrip('.')}"
     if not found:
         return "the store holds no artifact"
     near = nearest(found, path)
@@ -198,32 +224,4 @@ def fall_back(
         raise Miss(f"{path}: {why}.", remedy="build the artifact with `aot build`, or choose another on_miss.")
     ledger.missed(on_miss.sentence(path, why))
     if on_miss is OnMiss.COMPILE:
-        put(module, jit(forward_of(module)))
-
-
-def forward_of(module: nn.Module) -> Callable[..., Any]:
-    """The forward that computes: below accelerate's offloading hook, if there is one."""
-    plain: Callable[..., Any] = vars(module)["_old_forward"] if "_hf_hook" in vars(module) else module.forward
-    return plain
-
-
-def put(module: nn.Module, forward: Callable[..., Any]) -> None:
-    """Replace the forward that computes by `forward`; `take_away` undoes it."""
-    slot = "_old_forward" if "_hf_hook" in vars(module) else "forward"
-    module.__dict__["_aot_plain"] = vars(module).get(slot)
-    module.__dict__[slot] = forward
-
-
-def take_away(module: nn.Module) -> None:
-    """Give `module` and its submodules the forwards they had before `put`. Fine where there is nothing to undo."""
-    for child in module.modules():
-        own = vars(child)
-        if "_aot_plain" not in own:
-            continue
-        plain = own.pop("_aot_plain")
-        if "_hf_hook" in own:
-            own["_old_forward"] = plain or type(child).forward.__get__(child)
-        elif plain is None:
-            own.pop("forward", None)
-        else:
-            own["forward"] = plain
+        Compiled(module, jit).put()

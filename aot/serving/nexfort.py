@@ -24,13 +24,15 @@ from aot.errors import BadInput, Conflict
 from aot.machine.settings import claim
 from aot.machine.target import Allow, Target
 from aot.model.capture import component
-from aot.model.fusion import fuse_qkv, split_qkv
+from aot.model.fusion import fuse_qkv
 from aot.model.ip_adapter import live_scale
 from aot.model.memory_format import to_channels_last
 from aot.request.options import Options
 from aot.serving.dispatch import OnMiss
+from aot.serving.held import give_back, on_restore, share
 from aot.serving.jit import rescued
-from aot.serving.load import Wish, attach, fall_back, forward_of, put, take_away
+from aot.serving.load import Wish, attach, fall_back
+from aot.serving.standin import Compiled, take_away
 
 M = TypeVar("M", bound=nn.Module)
 P = TypeVar("P")
@@ -39,7 +41,6 @@ T = TypeVar("T")
 PIPELINE_COMPONENTS = ("transformer", "unet", "vae.decoder")  # what compile_pipe compiles, where a pipeline has it
 # these only from an artifact that has them: an encoder runs once a prompt, and to compile it would cost more than it saves
 OPTIONAL_COMPONENTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
-_UNDO = "_aot_undo"
 
 OptionsLike: TypeAlias = Options | Mapping[str, Any] | str | None
 
@@ -95,20 +96,20 @@ def compile_pipe(
     optional = {} if parsed.mode.freezing else components(pipe, ignores, OPTIONAL_COMPONENTS)
     with _from_the_start([*modules.values(), *optional.values()]):
         for module in modules.values():
-            if fuse_qkv_projections and fuse_qkv(module):
-                _on_restore(module, partial(split_qkv, module))
+            if fuse_qkv_projections and (undo := fuse_qkv(module)):
+                on_restore(module, undo)
         _compile(modules, parsed, on_miss, optional, allow)
     return pipe
 
 
 @contextmanager
 def _from_the_start(modules: list[nn.Module]) -> Iterator[None]:
-    """Undo what was compiled before. An error within leaves them so: not fused, laid out otherwise or half served."""
+    """Undo what was compiled before. An error or interrupt within leaves them so: not fused, laid out otherwise or half served."""
     for module in modules:
         restore(module)
     try:
         yield
-    except CodedError:
+    except BaseException:  # an interrupt too
         for module in modules:
             restore(module)
         raise
@@ -120,8 +121,7 @@ def restore(compiled: T) -> T:
     modules = [compiled] if isinstance(compiled, nn.Module) else components(compiled, (), paths).values()
     for module in modules:
         take_away(module)
-        for undo in reversed(module.__dict__.pop(_UNDO, [])):
-            undo()
+        give_back(module)
     return compiled
 
 
@@ -140,19 +140,18 @@ def _compile(
     ledger = open_ledger(tuple(modules))
     for module in modules.values():
         if undo := live_scale(module):
-            _on_restore(module, undo)
+            on_restore(module, undo)
         if options.memory_format == "channels_last":
-            _on_restore(module, to_channels_last(module))
-        _on_restore(module, partial(close_ledger, ledger))
+            on_restore(module, to_channels_last(module))
+    share(modules.values(), partial(close_ledger, ledger))
     if location in ("", "0"):
         release = claim(f"the {options.mode.title} compilation of {', '.join(modules)}", options.process)
         for module in modules.values():
-            put(module, jit(forward_of(module), options))
+            Compiled(module, partial(jit, options=options)).put()
     else:
         wish = Wish(options, policy, frozenset(optional), allowed)
         release = _load(modules, {**modules, **optional}, location, wish=wish, ledger=ledger)
-    for module in modules.values():
-        _on_restore(module, release)
+    share(modules.values(), release)
 
 
 def _load(modules: dict[str, nn.Module], wanted: dict[str, nn.Module], location: str, *, wish: Wish, ledger: Ledger) -> Callable[[], None]:
@@ -178,7 +177,3 @@ def _load(modules: dict[str, nn.Module], wanted: dict[str, nn.Module], location:
         for path, module in modules.items():
             fall_back(module, path, on_miss=wish.on_miss, jit=compiled, why=why, ledger=ledger)
         return claim(f"the {options.mode.title} compilation of {', '.join(modules)}", options.process)
-
-
-def _on_restore(module: nn.Module, undo: Callable[[], None]) -> None:
-    module.__dict__.setdefault(_UNDO, []).append(undo)

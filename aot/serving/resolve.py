@@ -75,7 +75,7 @@ def judge(key: Key, *, modules: Mapping[str, Facts], wish: Facts, allow: Collect
         built = _counterpart(key, path, facts)
         if built is None:
             others[path] = Rejected(((f"component {path}", "none of its class", facts["class"]),))
-        elif differences := list(Key(key.of_component(built)).diff(Key(facts))):
+        elif differences := list(_compared(key.of_component(built)).diff(_compared(facts))):
             others[path] = Rejected(tuple((f"{path} {name}", theirs, here) for name, theirs, here in differences), {path: built})
         else:
             served[path] = built
@@ -86,6 +86,11 @@ def judge(key: Key, *, modules: Mapping[str, Facts], wish: Facts, allow: Collect
         allowable = tuple(dict.fromkeys(difference.allow for difference in refused if difference.allow)) if only_degraded else ()
         return Rejected(every, compared, allowable)
     return Accepted(served, others, degraded)
+
+
+def _compared(facts: Facts) -> Key:
+    """Without the files of the classes: what of them was traced is compared itself, once the artifact is at hand."""
+    return Key({name: value for name, value in facts.items() if name != "source"})
 
 
 def _counterpart(key: Key, path: str, facts: Facts) -> str | None:
@@ -111,7 +116,7 @@ def candidates(store: Store, *, modules: Mapping[str, Facts], wish: Facts, allow
         others = sorted(store.entries(newest=_EXPLAINED), key=lambda entry: entry.created, reverse=True)
         found += judged([entry for entry in others[:_EXPLAINED] if entry.ref not in known])
     newest = sorted(found, key=lambda candidate: candidate.entry.created, reverse=True)
-    return sorted(newest, key=_goodness)
+    return sorted(newest, key=partial(_goodness, modules=modules, wish=wish))
 
 
 def _judged(
@@ -128,9 +133,14 @@ def _judged(
     return found
 
 
-def _goodness(candidate: Candidate) -> tuple[int, bool]:
-    degraded = len(candidate.verdict.degraded) if isinstance(candidate.verdict, Accepted) else 0
-    return degraded, "tuning" in candidate.entry.key
+def _goodness(candidate: Candidate, *, modules: Mapping[str, Facts], wish: Facts) -> tuple[int, int, bool, bool]:
+    """How far it is from this machine, from this model's source and release, and from being tuned; the least is the best."""
+    if not isinstance(candidate.verdict, Accepted):
+        return 0, 0, False, "tuning" in candidate.entry.key
+    key = Key(candidate.entry.key)
+    moved = sum(key.of_component(built).get("source") != modules[path]["source"] for path, built in candidate.verdict.components.items())
+    released = key.parts.get("target.diffusers") != wish.get("target.diffusers")
+    return len(candidate.verdict.degraded), moved, released, "tuning" in candidate.entry.key
 
 
 def nearest(found: list[Candidate], path: str) -> tuple[Candidate, Rejected] | None:

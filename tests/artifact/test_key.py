@@ -34,7 +34,7 @@ def test_text_form_inverts_and_is_the_golden_file() -> None:
         of_wish(Options.parse({"mode": "max-autotune"}), TARGET),
         of_wish(Options.parse({"memory_format": "channels_last"}), TARGET),
         of_wish(Options.parse({"options": {"inductor.epilogue_fusion": False}}), TARGET),
-        *(of_wish(Options.parse("{}"), replace(TARGET, **{part: "other"})) for part in ("device", "sku", "torch", "diffusers", "system")),
+        *(of_wish(Options.parse("{}"), replace(TARGET, **{part: "other"})) for part in ("device", "sku", "torch", "system")),
     ],
 )
 def test_every_part_of_the_wish_moves_the_key_and_is_a_miss_that_names_it(other: dict[str, str]) -> None:
@@ -46,7 +46,13 @@ def test_every_part_of_the_wish_moves_the_key_and_is_a_miss_that_names_it(other:
     assert name in str(verdict)
 
 
-@pytest.mark.parametrize("part", list(FACTS))
+def test_another_release_or_other_files_move_the_key_and_are_left_to_the_code_that_was_traced() -> None:
+    released = of_wish(Options.parse("{}"), replace(TARGET, diffusers="other"))
+    assert _key(released).digest != _key(WISH).digest != _key(WISH, {**FACTS, "source": "other"}).digest
+    assert isinstance(judge(_key(WISH), modules={"transformer": {**FACTS, "source": "other"}}, wish=released), Accepted)
+
+
+@pytest.mark.parametrize("part", [part for part in FACTS if part != "source"])
 def test_every_part_of_a_component_moves_the_key_and_is_a_miss_that_names_it(part: str) -> None:
     other = {**FACTS, part: "other"}
     assert _key(WISH, other).digest != _key(WISH).digest

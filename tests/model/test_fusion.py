@@ -65,5 +65,5 @@ def test_channels_last_leaves_5d_weights_alone() -> None:
     undo = to_channels_last(module)
     assert module[0].weight.is_contiguous()
     assert module[1].weight.is_contiguous(memory_format=torch.channels_last)
-    undo()
+    undo(module)
     assert module[1].weight.is_contiguous()

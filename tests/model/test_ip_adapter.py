@@ -56,7 +56,7 @@ def test_undoing_gives_the_scale_in_force_back_and_the_same_model(eager: Any) ->
     assert set(pipe.unet.state_dict()) == names
     assert live_scale(pipe.unet) is None
     pipe.set_ip_adapter_scale(0.4)
-    undo()
+    undo(pipe.unet)
     assert all(processor.scale == [pytest.approx(0.4)] for processor in adapters(pipe.unet))
     assert {type(child) for child in pipe.unet.modules()} == {type(child) for child in eager.unet.modules()}
     eager.set_ip_adapter_scale(0.4)

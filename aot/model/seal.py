@@ -1,0 +1,210 @@
+"""Seal: whether a module, and the code it would run, are what they were when its graphs were loaded. Quick enough for every call."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from operator import attrgetter, contains, getitem, is_, itemgetter
+from typing import Any
+
+import torch
+from torch import nn
+
+from aot.model.fingerprint import HOOKS
+from aot.model.functions import functions_in, stands_at
+from aot.model.traced import TracedCode
+from aot.model.words import Met
+
+_of_function = attrgetter("__code__", "__defaults__", "__kwdefaults__")
+_of_module = itemgetter("_modules", "_parameters", "_buffers", *HOOKS[:2])
+_of_cell = attrgetter("cell_contents")
+
+
+class Seal:
+    """What was seen of a module, of the objects it keeps and of the code that was traced; `holds()` looks again.
+
+    Everything is compared by identity first, in a few passes in C: lists of dicts with copies of them. It says that something
+    changed and not what: the fingerprint and the traced code do, and may find that nothing of theirs did.
+    """
+
+    __slots__ = ("_checks",)
+
+    def __init__(self, module: nn.Module, met: Met, code: TracedCode) -> None:
+        modules = list(module.modules())
+        below = [child for child in modules if child is not module]
+        trees = [child._modules for child in modules]
+        places = _places(code, _kinds(modules, met))
+        values = [space[name] for space, name in places]
+        functions = [*met.functions, *_functions(code)]
+        dicts = [*(vars(child) for child in modules), *trees, *(vars(found) for found in met.objects if hasattr(found, "__dict__"))]
+        dicts += _of_kind(dict, [*met.dicts, *values])
+        sequences = [*met.sequences, *_of_kind((list, set), values)]
+        kinds = _kinds(modules, met)
+        cells = [cell for function in functions for cell in function.__closure__ or () if cell != types.CellType()]
+        several = [tree for tree in trees if len(tree) > 1]
+        self._checks = (
+            _Inner([vars(child) for child in modules]),
+            _Same(types=[*modules, *met.objects], dicts=dicts, orders=several, sequences=sequences),
+            _None([vars(child)[kind] for child in below for kind in HOOKS]),
+            _Lengths([d for child in modules for d in (child._parameters, child._buffers)]),
+            _Code(functions, cells, places, [vars(base) for kind in kinds for base in kind.__mro__[:-1]], kinds),
+            _Kept(met.tensors, met.slots),
+        )
+
+    def holds(self) -> bool:
+        """Whether nothing of all that was changed, added, taken away or put in another order."""
+        try:
+            return all(check.holds() for check in self._checks)
+        except Exception:  # noqa: BLE001 - whatever a changed thing answers when it is compared is no equality
+            return False
+
+
+class _Inner:
+    """That each module's own dicts of children, weights and hooks are the very ones: others would be equal, and change unseen."""
+
+    __slots__ = ("_kept", "_own")
+
+    def __init__(self, own: list[dict[str, Any]]) -> None:
+        self._own, self._kept = own, list(chain.from_iterable(map(_of_module, own)))
+
+    def holds(self) -> bool:
+        return all(map(is_, chain.from_iterable(map(_of_module, self._own)), self._kept))
+
+
+class _Same:
+    """Classes, contents and orders."""
+
+    __slots__ = ("_copies", "_dicts", "_items", "_keys", "_orders", "_sequences", "_things", "_types")
+
+    def __init__(self, *, types: list[Any], dicts: list[Any], orders: list[Any], sequences: list[Any]) -> None:
+        self._things, self._types = types, list(map(type, types))
+        self._dicts, self._copies = dicts, [dict(found) for found in dicts]
+        self._orders, self._keys = orders, list(map(tuple, orders))
+        self._sequences, self._items = sequences, [found.copy() for found in sequences]
+
+    def holds(self) -> bool:
+        return (
+            self._dicts == self._copies
+            and list(map(type, self._things)) == self._types
+            and list(map(tuple, self._orders)) == self._keys
+            and self._sequences == self._items
+        )
+
+
+class _None:
+    """Hooks, of which there are none."""
+
+    __slots__ = ("_hooks",)
+
+    def __init__(self, hooks: list[Any]) -> None:
+        self._hooks = hooks
+
+    def holds(self) -> bool:
+        return not any(self._hooks)
+
+
+class _Lengths:
+    """How many weights each module has: which they are is looked up at every call."""
+
+    __slots__ = ("_dicts", "_lengths")
+
+    def __init__(self, dicts: list[Any]) -> None:
+        self._dicts, self._lengths = dicts, list(map(len, dicts))
+
+    def holds(self) -> bool:
+        return list(map(len, self._dicts)) == self._lengths
+
+
+class _Code:
+    """Functions, what their closures hold, what names lead to, and that no class got a name that it had not."""
+
+    __slots__ = ("_cells", "_contents", "_functions", "_keys", "_kinds", "_lengths", "_mros", "_ran", "_spaces", "_values", "_wide")
+
+    def __init__(self, functions: list[Any], cells: list[Any], places: list[tuple[Any, str]], wide: list[Any], kinds: list[type]) -> None:
+        self._functions, self._ran = functions, list(map(_of_function, functions))
+        self._cells, self._contents = cells, list(map(_of_cell, cells))
+        self._spaces, self._keys = [space for space, _ in places], [name for _, name in places]
+        self._values = list(map(getitem, self._spaces, self._keys))
+        self._wide, self._lengths = wide, list(map(len, wide))
+        self._kinds, self._mros = kinds, [kind.__mro__ for kind in kinds]
+
+    def holds(self) -> bool:
+        return (
+            list(map(getitem, self._spaces, self._keys)) == self._values
+            and list(map(_of_function, self._functions)) == self._ran
+            and list(map(_of_cell, self._cells)) == self._contents
+            and list(map(len, self._wide)) == self._lengths
+            and [kind.__mro__ for kind in self._kinds] == self._mros
+        )
+
+
+class _Kept:
+    """Tensors that are no weights, whose numbers a graph has inside; and attributes in slots."""
+
+    __slots__ = ("_numbers", "_slots", "_tensors", "_values", "_versions")
+
+    def __init__(self, tensors: list[torch.Tensor], slots: list[tuple[Any, str]]) -> None:
+        self._tensors, self._slots = tensors, slots
+        self._versions = list(map(_version, tensors))
+        self._numbers = [tensor.clone() if tensor.is_inference() else None for tensor in tensors]
+        self._values = [getattr(found, name) for found, name in slots]
+
+    def holds(self) -> bool:
+        return (
+            list(map(_version, self._tensors)) == self._versions
+            and all(numbers is None or torch.equal(numbers, now) for numbers, now in zip(self._numbers, self._tensors, strict=True))
+            and [getattr(found, name) for found, name in self._slots] == self._values
+        )
+
+
+def _version(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Changes when it is written to or given other memory; what was made under inference mode is not counted by torch."""
+    return tensor.data_ptr(), tensor.shape, tensor.dtype, -1 if tensor.is_inference() else tensor._version
+
+
+def _of_kind(kind: Any, values: Iterable[Any]) -> list[Any]:
+    return [value for value in values if isinstance(value, kind)]
+
+
+def _kinds(modules: list[nn.Module], met: Met) -> list[type]:
+    return list({type(found): None for found in [*modules, *met.objects]})
+
+
+def _functions(code: TracedCode) -> Iterator[types.FunctionType]:
+    for name in code.functions:
+        yield from functions_in(stands_at(name))
+
+
+def _places(code: TracedCode, kinds: Iterable[type]) -> list[tuple[Any, str]]:
+    """The namespaces, and the names in them, that lead to what was traced and to what it reads."""
+    found: dict[tuple[int, str], tuple[Any, str]] = {}
+
+    def add(space: Any, name: str) -> None:
+        found.setdefault((id(space), name), (space, name))
+
+    read_kinds = []
+    for name in [*code.functions, *code.globals]:
+        module, _, chain = name.partition(":")
+        here: Any = sys.modules.get(module)
+        for part in chain.split("."):
+            space = _space(here, part)
+            if space is None:
+                break
+            add(space, part)
+            here = space[part]
+        if isinstance(here, type):
+            read_kinds.append(here)
+    names = frozenset(code.names)
+    for base in {base: None for kind in [*kinds, *read_kinds] for base in kind.__mro__ if base is not object}:
+        own = vars(base)
+        for name in names.intersection(own):
+            add(own, name)
+    return list(found.values())
+
+
+def _space(here: Any, name: str) -> Any:
+    """The namespace of a module or class in which `name` is; None where it is in none."""
+    spaces = [vars(base) for base in here.__mro__] if isinstance(here, type) else [vars(here)] if isinstance(here, types.ModuleType) else []
+    return next((space for space in spaces if contains(space, name)), None)
