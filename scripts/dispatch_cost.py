@@ -1,61 +1,132 @@
-"""What a loaded call costs over the graph itself: everything the dispatcher does, with a graph that computes nothing.
+"""What a loaded call costs beside its computation: everything the dispatcher does, and the hand-over to a library.
 
     aot build pixart-alpha --variant small --gpu cpu && python scripts/dispatch_cost.py --variant small
 
-Prints one JSON object: microseconds a call (median of rounds), of which reading the live weights, and how many weights there are.
+The denoiser's graph is replaced by a library that takes the same weights and computes next to nothing. Prints one JSON object:
+microseconds a call, the least of many rounds (whatever else a machine does only adds), in all without and with the seal, and
+by part; `library_check_us` is what the library's own comparison of its inputs would cost, which the dispatcher's replaces.
 """
 
 import argparse
 import json
 import os
-import statistics
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
+from torch import nn
 
 import aot
+from aot.artifact.runner import Library
 from aot.building.plan import make_plan
+from aot.compiler.inductor import Configuration, compile_graph
+from aot.model.signature import Signature
 from aot.recipes import find
 from aot.request.options import Options
 from aot.request.request import Request
+from aot.serving.dispatch import Dispatcher, _identity
+from aot.serving.surroundings import surroundings
 
 
-def per_call(function: Callable[[], object], *, rounds: int = 30, calls: int = 300) -> float:
-    """Microseconds, the median of the rounds' means."""
-    times = []
+class Next(nn.Module):
+    """Takes the weights of a model and a tensor, and computes next to nothing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, value: torch.Tensor) -> tuple[torch.Tensor]:
+        return (value.reshape(-1)[:1] + sum(weight.reshape(-1)[0] for weight in self.model.parameters()),)
+
+
+def least(functions: dict[str, Callable[[], object]], *, rounds: int = 60, calls: int = 100) -> dict[str, float]:
+    """Microseconds a call of each, the least of the rounds' means; they take turns."""
+    found = dict.fromkeys(functions, float("inf"))
     for _ in range(rounds):
-        started = time.perf_counter()
-        for _ in range(calls):
-            function()
-        times.append((time.perf_counter() - started) / calls)
-    return statistics.median(times) * 1e6
+        for name, function in functions.items():
+            started = time.perf_counter()
+            for _ in range(calls):
+                function()
+            found[name] = min(found[name], (time.perf_counter() - started) / calls * 1e6)
+    return found
+
+
+def libraries(model: nn.Module, value: torch.Tensor, folder: Path) -> tuple[Library, Library]:
+    """The library as it is served, and with its own comparison of its inputs."""
+    path = folder / "next.so"
+    signature, tensors = Signature.of((value,), {})
+    compile_graph(Next(model), signature, tensors, dynamic=None, configuration=Configuration({}, frozen=False, device="cpu"), library=path)
+    shutil.copy(path, folder / "checking.so")
+    plain = Library(path, torch.device("cpu"), cudagraphs=False)
+    with mock.patch.dict(os.environ, {"AOTI_RUNTIME_CHECK_INPUTS": "1"}):
+        checking = Library(folder / "checking.so", torch.device("cpu"), cudagraphs=False)
+    return plain, checking
+
+
+def measure(dispatcher: Dispatcher, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Of one kind of call, which the dispatcher has served before."""
+    (known,) = dispatcher._known.values()
+    weights = dispatcher._weights.tensors() or []
+    value = next(tensor for tensor in kwargs.values() if isinstance(tensor, torch.Tensor))
+    plain, checking = libraries(model, value, folder)
+    inputs = [*weights, value]
+    for library in (plain, checking):
+        library.enter(inputs)
+    known.graph.run_flat = lambda tensors: plain.run([*tensors[: len(weights)], value])
+    dispatcher(*args, **kwargs)  # compiling in this process moved what is sealed of torch's modules
+    forms, seal = dispatcher._forms[known.graph.device], dispatcher._seal
+    assert seal is not None
+
+    def identity() -> object:
+        tensors: list[torch.Tensor] = []
+        return dispatcher._known.get((surroundings("cpu"), _identity(args, tensors), _identity(kwargs, tensors)))
+
+    parts = least(
+        {
+            "whole": lambda: dispatcher(*args, **kwargs),
+            "seal": seal.holds,
+            "identity": identity,
+            "weights": dispatcher._weights.tensors,
+            "forms": lambda: forms.refuses(weights),
+            "hand_over": lambda: plain.run(inputs),
+            "hand_over_checking": lambda: checking.run(inputs),
+        }
+    )
+    modules = sum(1 for _ in model.modules())
+    return {
+        "without_seal_us": parts["whole"] - parts["seal"],
+        "with_seal_us": parts["whole"],
+        **{f"{name}_us": parts[name] for name in ("identity", "weights", "forms", "hand_over", "seal")},
+        "library_check_us": parts["hand_over_checking"] - parts["hand_over"],
+        "seal_us_a_module": parts["seal"] / modules,
+        "weights_count": len(weights),
+        "modules": modules,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variant", default="small")
-    variant = parser.parse_args().variant
+    parser.add_argument("--recipe", default="pixart-alpha")
+    given = parser.parse_args()
     os.environ.setdefault("NEXFORT_GRAPH_CACHE", "1")
 
-    recipe = find("pixart-alpha")
-    plan = make_plan(recipe, Request(recipe.name, variant, (recipe.variant(variant).shape,), "cpu", Options()))
-    aot.compile_pipe(plan.pipeline, on_miss="error")
-    call = next(call for call in plan.calls if call.component == "transformer")
-    dispatcher = plan.modules["transformer"].forward
+    recipe = find(given.recipe)
+    plan = make_plan(recipe, Request(recipe.name, given.variant, (recipe.variant(given.variant).shape,), "cpu", Options()))
+    name = next(name for name in ("transformer", "unet") if name in plan.modules)
+    aot.compile(plan.modules[name], on_miss="error")
+    call = next(call for call in plan.calls if call.component == name)
     args, kwargs = call.signature.call(call.tensors)
-    with torch.no_grad():
-        dispatcher(*args, **kwargs)
-        ((graph, _),) = dispatcher._known.values()
-        outputs = graph.run_flat([*dispatcher._weights.tensors(), *call.tensors])
-        graph.run_flat = lambda _: outputs
-        result = {
-            "dispatch_us": per_call(lambda: dispatcher(*args, **kwargs)),
-            "of_it_weights_us": per_call(dispatcher._weights.tensors),
-            "weights": len(dispatcher._weights.names),
-            "torch": torch.__version__,
-        }
-    print(json.dumps(result))
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        plan.modules[name](*args, **kwargs)
+        dispatcher = plan.modules[name].forward
+        found = measure(dispatcher, plan.modules[name], args, kwargs, Path(folder))
+    print(json.dumps({**{key: round(value, 2) for key, value in found.items()}, "torch": torch.__version__}))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -32,10 +32,11 @@ def open_graphs(
     admitted: Admitted,
     ledger: Ledger,
     *,
-    components: Container[str],
+    choose: Callable[[Book], Container[str]],
     guard: Guard | None = None,
 ) -> tuple[Book, list[Graph]]:
-    """Verify the graph layer and open the libraries of these of its components. What each step took goes into `ledger`.
+    """Verify the graph layer and open the libraries of those of its components that `choose` takes, once it has seen the book.
+    What each step took goes into `ledger`.
 
     Every byte is verified before anything parses or maps it. The files are gone again when this returns: the process
     keeps the mapping, and a process that is killed leaves nothing behind. With a `guard` a mark is left while libraries are
@@ -51,7 +52,10 @@ def open_graphs(
             verify(layer, blob)
         with ledger.timed("materialise"):
             book = _book(layer, manifest, blob=blob, into=directory, digest=digest)
-            entries = [entry for entry in book.graphs if entry.component in components]
+        with ledger.timed("compare"):
+            components = choose(book)
+        entries = [entry for entry in book.graphs if entry.component in components]
+        with ledger.timed("materialise"):
             digests = {file.path: str(file.digest) for file in manifest.files_of(layer)}
             files = {entry.file for entry in entries if not is_open(digests[entry.file], device, cudagraphs=cudagraphs)}
             needed = [file for file in manifest.files_of(layer) if file.path in files]
@@ -65,7 +69,7 @@ def open_graphs(
         if cudagraphs:
             graph.replay(CudaRecorder(), partial(ledger.spent, "record"))
     ledger.graphs += graphs
-    ledger.artifacts.append(str(digest))
+    ledger.artifacts += [str(digest)] if graphs else []
     return book, graphs
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterable, Iterator
-from itertools import chain
-from operator import attrgetter, contains, getitem, is_, itemgetter
+from operator import attrgetter, contains, getitem, itemgetter
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from aot.model.traced import TracedCode
 from aot.model.words import Met
 
 _of_function = attrgetter("__code__", "__defaults__", "__kwdefaults__")
-_of_module = itemgetter("_modules", "_parameters", "_buffers", *HOOKS[:2])
+_children = itemgetter("_modules")
 _of_cell = attrgetter("cell_contents")
 
 
@@ -38,16 +37,15 @@ class Seal:
         places = _places(code, _kinds(modules, met))
         values = [space[name] for space, name in places]
         functions = [*met.functions, *_functions(code)]
-        dicts = [*(vars(child) for child in modules), *trees, *(vars(found) for found in met.objects if hasattr(found, "__dict__"))]
-        dicts += _of_kind(dict, [*met.dicts, *values])
+        owners = [*modules, *(found for found in met.objects if hasattr(found, "__dict__"))]
+        dicts = [*map(vars, owners), *filter(None, trees), *_of_kind(dict, [*met.dicts, *values])]
         sequences = [*met.sequences, *_of_kind((list, set), values)]
         kinds = _kinds(modules, met)
         cells = [cell for function in functions for cell in function.__closure__ or () if cell != types.CellType()]
-        several = [tree for tree in trees if len(tree) > 1]
         self._checks = (
-            _Inner([vars(child) for child in modules]),
-            _Same(types=[*modules, *met.objects], dicts=dicts, orders=several, sequences=sequences),
-            _None([vars(child)[kind] for child in below for kind in HOOKS]),
+            _Same(types=[*modules, *met.objects], dicts=dicts, sequences=sequences),
+            _Orders([vars(child) for child in modules if len(child._modules) > 1]),
+            _None([*(vars(child)[kind] for child in below for kind in HOOKS), *(tree for tree in trees if not tree)]),
             _Lengths([d for child in modules for d in (child._parameters, child._buffers)]),
             _Code(functions, cells, places, [vars(base) for kind in kinds for base in kind.__mro__[:-1]], kinds),
             _Kept(met.tensors, met.slots),
@@ -61,40 +59,38 @@ class Seal:
             return False
 
 
-class _Inner:
-    """That each module's own dicts of children, weights and hooks are the very ones: others would be equal, and change unseen."""
-
-    __slots__ = ("_kept", "_own")
-
-    def __init__(self, own: list[dict[str, Any]]) -> None:
-        self._own, self._kept = own, list(chain.from_iterable(map(_of_module, own)))
-
-    def holds(self) -> bool:
-        return all(map(is_, chain.from_iterable(map(_of_module, self._own)), self._kept))
-
-
 class _Same:
-    """Classes, contents and orders."""
+    """Classes and contents. A module's dict of children or weights that was replaced by an equal one is seen once it is not."""
 
-    __slots__ = ("_copies", "_dicts", "_items", "_keys", "_orders", "_sequences", "_things", "_types")
+    __slots__ = ("_copies", "_dicts", "_items", "_sequences", "_things", "_types")
 
-    def __init__(self, *, types: list[Any], dicts: list[Any], orders: list[Any], sequences: list[Any]) -> None:
+    def __init__(self, *, types: list[Any], dicts: list[Any], sequences: list[Any]) -> None:
         self._things, self._types = types, list(map(type, types))
         self._dicts, self._copies = dicts, [dict(found) for found in dicts]
-        self._orders, self._keys = orders, list(map(tuple, orders))
         self._sequences, self._items = sequences, [found.copy() for found in sequences]
 
     def holds(self) -> bool:
-        return (
-            self._dicts == self._copies
-            and list(map(type, self._things)) == self._types
-            and list(map(tuple, self._orders)) == self._keys
-            and self._sequences == self._items
-        )
+        return self._dicts == self._copies and list(map(type, self._things)) == self._types and self._sequences == self._items
+
+
+class _Orders:
+    """The order of children, which is that of a loop over them and which equal dicts may differ in."""
+
+    __slots__ = ("_keys", "_owners")
+
+    def __init__(self, owners: list[dict[str, Any]]) -> None:
+        self._owners, self._keys = owners, self._now(owners)
+
+    @staticmethod
+    def _now(owners: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+        return list(map(tuple, map(_children, owners)))
+
+    def holds(self) -> bool:
+        return self._now(self._owners) == self._keys
 
 
 class _None:
-    """Hooks, of which there are none."""
+    """Hooks, and children of leaves: of both there are none."""
 
     __slots__ = ("_hooks",)
 

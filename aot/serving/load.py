@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,11 @@ class Site:
     module: nn.Module
     kind: Kind
     graphs: ShapeBook = field(default_factory=ShapeBook)
+
+    def with_more(self, other: Site) -> Site:
+        """With what another artifact brings for the same module: its graphs, and the code that they were traced from."""
+        self.graphs.extend(other.graphs)
+        return replace(self, kind=replace(self.kind, code=self.kind.code | other.kind.code))
 
     def serve(self, policy: ServedBy) -> None:
         """Put a dispatcher in the module's place, and seal the module as it is: what its graphs were built from."""
@@ -155,20 +160,20 @@ class Opening:
                 send(self.store, admitted, here=self.here, guard=self.guard)
         for difference in verdict.degraded:
             log.warning("artifact %s: %s", admitted.digest.short, difference)
-        with self.ledger.timed("compare"):
-            changed = self._changed(read_book(self.store, admitted), verdict.components)
-        for path, reason in changed.items():
-            self.changed.setdefault(path, f"{reason} (artifact {admitted.digest.short}; build it again for this code)")
-        components = {built for path, built in verdict.components.items() if path not in changed}
-        if not components:
-            return
-        book, graphs = open_graphs(self.store, admitted, self.ledger, components=components, guard=self.guard)
-        for path in verdict.components.keys() - changed.keys():
-            built = verdict.components[path]
+        same: dict[str, str] = {}  # the components whose code here is what was traced
+
+        def choose(book: Book) -> set[str]:
+            changed = self._changed(book, verdict.components)
+            for path, reason in changed.items():
+                self.changed.setdefault(path, f"{reason} (artifact {admitted.digest.short}; build it again for this code)")
+            same.update({path: built for path, built in verdict.components.items() if path not in changed})
+            return set(same.values())
+
+        book, graphs = open_graphs(self.store, admitted, self.ledger, choose=choose, guard=self.guard)
+        for path, built in same.items():
             for (_, inner), site in sites(book, graphs, {built: self.modules[path]}).items():
-                there = self.served.setdefault((path, inner), site)
-                if there is not site:
-                    there.graphs.extend(site.graphs)
+                there = self.served.get((path, inner))
+                self.served[path, inner] = there.with_more(site) if there else site
 
     def _changed(self, book: Book, components: Mapping[str, str]) -> dict[str, str]:
         """By live path, what of the code that its graphs were traced from is another here."""

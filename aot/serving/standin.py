@@ -40,6 +40,12 @@ class StandIn:
         """That of the forward it stands in for: pipelines look at it to learn which arguments a model takes."""
         return inspect.signature(self.plain)
 
+    def __getattr__(self, name: str) -> Any:
+        """What else is asked of a forward (its code, its name) is that of the one it stands for."""
+        if not name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.plain, name)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.plain(*args, **kwargs)
 
