@@ -74,7 +74,7 @@ class Words:
         elif handler := next((found for kind in type(value).__mro__ if (found := _HANDLERS.get(kind))), None):
             yield _is(name, handler(self, value))
         elif type(value).__module__ == "numpy":
-            yield _is(name, f"numpy({value.dtype},{list(value.shape)},{Digest.of(value.tobytes()).short})")
+            yield _is(name, _numpy(value))
         else:
             yield from self._attributes(name, value)
 
@@ -223,6 +223,12 @@ def _subclass_word(tensor: torch.Tensor) -> str:
     names, context = tensor.__tensor_flatten__()
     inner = ",".join(f"{name}:{weight_word(getattr(tensor, name))}" for name in names)
     return f"{kind}({Words().of(context)}){{{inner}}}"
+
+
+def _numpy(value: Any) -> str:
+    if hasattr(value, "tobytes"):
+        return f"numpy({value.dtype},{list(value.shape)},{Digest.of(value.tobytes()).short})"
+    return f"numpy({type(value).__name__}.{getattr(value, '__name__', value)})"
 
 
 def _is(name: str, word: str) -> str:
