@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import nn
 
-from aot.artifact.book import Book
+from aot.artifact.book import Book, GraphEntry
 from aot.artifact.cudagraph import Run
 from aot.cache_store.canonical import decode, encode
-from aot.model.signature import TensorSpec
+from aot.model.signature import TensorSpec, flatten
 
 FILE = "golden.json"
 _PERIOD = 8191  # a prime: no width of a layer divides it, so no two rows of a weight are alike
@@ -53,6 +54,14 @@ class Golden:
         """Of a file that was verified. Raises Malformed, KeyError, TypeError, ValueError when it is not of this form."""
         value: dict[str, Any] = decode(path.read_bytes(), what="golden outputs")
         return cls({file: found and [(shape, _values(text)) for shape, text in found] for file, found in value.items()})
+
+
+def eager(module: nn.Module, names: list[str], entry: GraphEntry, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What the module itself answers to a graph's inputs: the weights of those names, then the call's tensors."""
+    args, kwargs = entry.signature.call(tensors[len(names) :])
+    outputs: list[torch.Tensor] = []
+    flatten(torch.func.functional_call(module, dict(zip(names, tensors, strict=False)), args, kwargs), outputs)
+    return outputs
 
 
 def inputs(book: Book, place: int, device: str | None = None) -> list[torch.Tensor]:

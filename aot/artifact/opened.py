@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from aot.artifact.book import FILE, Book
 from aot.artifact.cudagraph import CudaRecorder
+from aot.artifact.golden import FILE as GOLDEN
+from aot.artifact.golden import Golden
 from aot.artifact.guard import Guard, open_timed
 from aot.artifact.ledger import Ledger
 from aot.artifact.runner import Graph, is_open
@@ -32,11 +34,11 @@ def open_graphs(
     admitted: Admitted,
     ledger: Ledger,
     *,
-    choose: Callable[[Book], Container[str]],
+    choose: Callable[[Book, Callable[[], Golden | None]], Container[str]],
     guard: Guard | None = None,
 ) -> tuple[Book, list[Graph]]:
-    """Verify the graph layer and open the libraries of those of its components that `choose` takes, once it has seen the book.
-    What each step took goes into `ledger`.
+    """Verify the graph layer and open the libraries of those of its components that `choose` takes, once it has seen the book
+    and, where it asks for them, the golden outputs. What each step took goes into `ledger`.
 
     Every byte is verified before anything parses or maps it. The files are gone again when this returns: the process
     keeps the mapping, and a process that is killed leaves nothing behind. With a `guard` a mark is left while libraries are
@@ -53,7 +55,7 @@ def open_graphs(
         with ledger.timed("materialise"):
             book = _book(layer, manifest, blob=blob, into=directory, digest=digest)
         with ledger.timed("compare"):
-            components = choose(book)
+            components = choose(book, partial(_golden, layer, manifest, blob=blob, into=directory))
         entries = [entry for entry in book.graphs if entry.component in components]
         with ledger.timed("materialise"):
             digests = {file.path: str(file.digest) for file in manifest.files_of(layer)}
@@ -89,6 +91,14 @@ def _book(layer: Layer, manifest: Manifest, *, blob: BinaryIO, into: Path, diges
         return Book.parse((into / FILE).read_bytes())
     except (Malformed, FileNotFoundError, KeyError, TypeError, ValueError) as error:
         raise Corrupt(f"artifact {digest.short}: its shape book cannot be read: {error}", culprit=str(digest)) from error
+
+
+def _golden(layer: Layer, manifest: Manifest, *, blob: BinaryIO, into: Path) -> Golden | None:
+    """The golden outputs of a verified layer; None where it has none that can be read."""
+    materialise(layer, files=[entry for entry in manifest.files_of(layer) if entry.path == GOLDEN], blob=blob, into=into)
+    with suppress(Malformed, FileNotFoundError, KeyError, TypeError, ValueError):
+        return Golden.read(into / GOLDEN)
+    return None
 
 
 def _graph_layer(digest: Digest, manifest: Manifest) -> Layer:

@@ -12,11 +12,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from aot.artifact.book import Book, GraphEntry
-from aot.artifact.golden import Golden
+from aot.artifact.golden import Golden, eager
 from aot.building.plan import Plan
 from aot.machine.device import Device
 from aot.model.capture import in_dtype
-from aot.model.signature import flatten
 
 _MOST_FLOP = 3e13  # of one graph: some minutes of a build host; PixArt-XL at 1024x1024 takes 1e13
 _SPARE = 2 << 30  # bytes of memory left to others
@@ -43,11 +42,7 @@ def reference(plan: Plan, book: Book, device: Device) -> Golden | str:
 
 
 def _eager(module: nn.Module, names: list[str], entry: GraphEntry, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    real = [tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors]
-    args, kwargs = entry.signature.call(real[len(names) :])
-    outputs: list[torch.Tensor] = []
-    flatten(torch.func.functional_call(module, dict(zip(names, real, strict=False)), args, kwargs), outputs)
-    return outputs
+    return eager(module, names, entry, [tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors])
 
 
 def _too_much(module: nn.Module, names: list[str], entry: GraphEntry, device: Device) -> str:

@@ -21,7 +21,8 @@ from aot.cache_store.errors import CodedError
 from aot.choice import choice
 from aot.errors import BuildFailed, Unsupported
 from aot.model.signature import Form, Signature, flatten
-from aot.model.traced import TracedCode, tracing
+from aot.model.traced import TracedCode
+from aot.model.tracing import tracing
 from aot.model.weights import LiveWeights
 from aot.request.mode import Setting
 from aot.request.options import Options

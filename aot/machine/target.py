@@ -44,6 +44,7 @@ class Allow(StrEnum):
 
     SKU = "other-sku"
     TORCH = "other-torch"
+    SOURCE = "other-source"  # of the traced functions, which is no field of a target
 
 
 @dataclass(frozen=True, slots=True)

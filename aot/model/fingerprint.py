@@ -13,7 +13,7 @@ from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
 from aot.errors import Unsupported
 from aot.model.functions import name_of, static
-from aot.model.words import MODULE_INTERNALS, NOTES, Met, Words, weight_word
+from aot.model.words import Met, Words, own_attributes, weight_word
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _OFFLOADED = "_hf_hook"  # accelerate's hook, which runs around a root's forward
@@ -119,8 +119,7 @@ def _line(module: nn.Module, path: str, words: Words, weights: dict[int, str], *
 
 def _attributes(module: nn.Module, *, root: bool, served: bool) -> dict[str, Any]:
     """What an instance has of its own beside children and weights; a root without what runs around its forward."""
-    own = {name: value for name, value in vars(module).items() if name not in MODULE_INTERNALS and name not in NOTES}
-    own = {name: value for name, value in own.items() if not _is_natural(module, name, value)}
+    own = {name: value for name, value in own_attributes(module).items() if not _is_natural(module, name, value)}
     if not root:
         return own
     around = vars(module).get("_old_forward") if _OFFLOADED in own else own.get("forward")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dis
-import inspect
 import sys
 import types
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -28,24 +26,9 @@ from aot.model.functions import (
     static,
     tree_digest,
 )
-from aot.model.words import Words, class_name
+from aot.model.tracing import Codes, mentioned, reads
+from aot.model.words import Words, class_name, own_attributes
 
-# What runs beneath an export without being the model's: the compiler, and what it is made of
-_MACHINERY = {
-    "torch",
-    "sympy",
-    "mpmath",
-    "networkx",
-    "numpy",
-    "aot",
-    "filelock",
-    "packaging",
-    "typing_extensions",
-    *sys.stdlib_module_names,
-}
-# what of these is the model's all the same
-_OURS = ("torch.nn.modules.", "torch.nn.functional", "torch.nn.utils.parametri", "aot.model.ip_adapter")
-_OF_MODULE = {"_wrapped_call_impl", "_call_impl", "_slow_forward", "__getattr__"}  # and of what every module has, which export uses too
 # Methods that Python or torch looks up without any code naming them
 _SPECIAL = (
     "__call__",
@@ -60,41 +43,6 @@ _SPECIAL = (
 )
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum)
 _FEW = 16  # a longer table is a registry, of which only what was traced matters
-
-_IMPORT = ("_find_and_load", "<frozen importlib._bootstrap>")
-
-Codes: TypeAlias = dict[types.CodeType, dict[str, Any]]
-
-
-@contextmanager
-def tracing() -> Iterator[Codes]:
-    """The code of every function that runs within, in this thread, with its globals; of models alone once it is over."""
-    seen: Codes = {}
-    importing = 0  # what runs while a module is found and loaded computes nothing
-
-    def note(frame: types.FrameType, event: str, _: object) -> None:
-        nonlocal importing
-        code = frame.f_code
-        if code.co_name == _IMPORT[0] and code.co_filename == _IMPORT[1]:
-            importing += {"call": 1, "return": -1}.get(event, 0)
-        elif event == "call" and not importing and code not in seen:
-            seen[code] = frame.f_globals
-
-    before = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        yield seen
-    finally:
-        sys.setprofile(before)
-        for code in [code for code, found in seen.items() if not _is_models(code, found.get("__name__") or "")]:
-            del seen[code]
-
-
-def _is_models(code: types.CodeType, module: str) -> bool:
-    """Whether it is a function (bodies of modules and classes run when something is imported) of a model's own code."""
-    if not code.co_flags & inspect.CO_OPTIMIZED or (module == "torch.nn.modules.module" and code.co_name not in _OF_MODULE):
-        return False
-    return module.startswith(_OURS) or not (module.startswith("namedtuple_") or module.split(".", maxsplit=1)[0] in _MACHINERY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +65,13 @@ class TracedCode:
     @classmethod
     def of(cls, codes: Codes, module: nn.Module) -> Self:
         """What tracing `module` noted. Raises Unsupported for a function that no name leads to: nothing could compare it."""
-        functions, places, reads, mentioned = dict[str, tuple[str, str]](), dict[str, str](), dict[str, Any](), set[str](_SPECIAL)
-        for code, found in codes.items():
-            mentioned |= set(_mentioned(code))
+        functions, places, values, names = dict[str, tuple[str, str]](), dict[str, str](), dict[str, Any](), set[str](_SPECIAL)
+        for code, found in codes:
+            names |= set(mentioned(code))
             if "__name__" in found:
-                reads |= {f"{found['__name__']}:{chain}": value for chain, value in _reads(code, found)}
-        kinds = {*_kinds(module), *(value for value in reads.values() if isinstance(value, type))}
-        for code, found in codes.items():
+                values |= {f"{found['__name__']}:{chain}": value for chain, value in reads(code, found)}
+        kinds = {*_kinds(module), *(value for value in values.values() if isinstance(value, type))}
+        for code, found in codes:
             ran = f"{found.get('__name__', '?')}:{code.co_qualname}"
             name = _member(kinds, code) if is_generated(code) else outermost(ran)
             whole = code_at(name)
@@ -132,23 +80,28 @@ class TracedCode:
             if whole is not None:
                 functions[name] = code_digest(whole), tree_digest(whole)
                 places[name] = _word(stands_at(name))
-        found_globals = {name: word for name, value in reads.items() if (word := _brief(value, functions)) is not None}
-        names = tuple(sorted(mentioned))
-        return cls(MINOR, torch.__version__, functions, places, found_globals, names, _bindings(kinds, names, functions))
+        found_globals = {name: word for name, value in values.items() if (word := _brief(value, functions)) is not None}
+        bindings = _bindings(kinds, names, functions)
+        return cls(MINOR, torch.__version__, functions, places, found_globals, tuple(sorted(names)), bindings)
 
     def __or__(self, other: TracedCode) -> TracedCode:
         """What either was traced from."""
         names = tuple(sorted({*self.names, *other.names}))
         classes = {kind: {**self.classes.get(kind, {}), **other.classes.get(kind, {})} for kind in {*self.classes, *other.classes}}
-        functions, places, reads = self.functions | other.functions, self.places | other.places, self.globals | other.globals
-        return TracedCode(self.python, self.torch, functions, places, reads, names, classes)
+        functions, places, values = self.functions | other.functions, self.places | other.places, self.globals | other.globals
+        return TracedCode(self.python, self.torch, functions, places, values, names, classes)
 
     def differs(self, module: nn.Module) -> str | None:
         """What this process would run or read for `module` and was not traced, in words, or None."""
-        live = self._live()
-        return self._functions_differ() or self._globals_differ() or live._classes_differ(module)
+        known = self._known()
+        return known._functions_differ() or known._places_differ() or known._globals_differ() or known._classes_differ(module)
 
-    def _live(self) -> TracedCode:
+    def adopted(self) -> TracedCode:
+        """With the functions of this process in the place of those that were traced: somebody has found that they do the same."""
+        live = {name: (code_digest(code), tree_digest(code)) for name in self.functions if (code := code_at(name))}
+        return replace(self, python=MINOR, functions={**self.functions, **live})
+
+    def _known(self) -> TracedCode:
         """Without what torch's own version stands for, where another one is allowed."""
         if self.torch == torch.__version__:
             return self
@@ -156,8 +109,8 @@ class TracedCode:
         def foreign(table: dict[str, Any]) -> dict[str, Any]:
             return {name: value for name, value in table.items() if not name.startswith("torch")}
 
-        tables = foreign(self.functions), foreign(self.places), foreign(self.globals)
-        return TracedCode(self.python, self.torch, *tables, self.names, foreign(self.classes))
+        functions, places = foreign(self.functions), foreign(self.places)
+        return replace(self, functions=functions, places=places, globals=foreign(self.globals), classes=foreign(self.classes))
 
     def _functions_differ(self) -> str | None:
         for name, (bytecode, tree) in self.functions.items():
@@ -166,14 +119,13 @@ class TracedCode:
                 return f"{name} is gone"
             if (self.python != MINOR or code_digest(code) != bytecode) and (not tree or tree_digest(code) != tree):
                 return f"{name} was changed since"
-        return next(
-            (
-                f"{name} is {_word(stands_at(name))}, traced was {word}"
-                for name, word in self.places.items()
-                if _word(stands_at(name)) != word
-            ),
-            None,
-        )
+        return None
+
+    def _places_differ(self) -> str | None:
+        for name, word in self.places.items():
+            if (here := _word(stands_at(name))) != word:
+                return f"{name} is {here}, traced was {word}"
+        return None
 
     def _globals_differ(self) -> str | None:
         for name, word in self.globals.items():
@@ -185,7 +137,7 @@ class TracedCode:
     def _classes_differ(self, module: nn.Module) -> str | None:
         kinds = {*_kinds(module), *(found for name in self.globals if isinstance(found := read(name), type))}
         live = _bindings(kinds, self.names, self.functions)
-        for kind, built in self.classes.items():
+        for kind, built in sorted(self.classes.items()):
             here = live.get(kind, {})
             for name in sorted({*built, *here}):
                 if built.get(name) != here.get(name):
@@ -219,34 +171,6 @@ def _member(kinds: Iterable[type], code: types.CodeType) -> str:
     return ""
 
 
-def _mentioned(code: types.CodeType) -> Iterator[str]:
-    """Every name that the code may look up on an object, those it has as texts included (`getattr(x, "scale", None)`)."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _mentioned(constant)
-        elif isinstance(constant, str) and constant.isidentifier():
-            yield constant
-
-
-def _reads(code: types.CodeType, found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What the code reads of its module, by the names it goes through: `F.gelu` is what stands in another module under a name."""
-    chain, value = "", None
-    for instruction in dis.get_instructions(code):
-        name = instruction.argval
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and name in found:
-            chain, value = name, found[name]
-        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(value, types.ModuleType) and name in vars(value):
-            chain, value = f"{chain}.{name}", vars(value)[name]
-        elif instruction.opname not in ("PRECALL", "CACHE", "EXTENDED_ARG", "NOP"):
-            chain, value = "", None
-        if chain and not isinstance(value, types.ModuleType):
-            yield chain, value
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _reads(constant, found)
-
-
 def read(name: str) -> Any:
     """What `module:name.name` leads to now; None where it leads nowhere."""
     module, _, chain = name.partition(":")
@@ -269,6 +193,8 @@ def _brief(value: Any, traced: Iterable[str]) -> str | None:
         return None
     if isinstance(value, type):
         return class_name(value)
+    if isinstance(value, types.FunctionType) and not value.__closure__ and stands_at(name_of(value)) is value:
+        return name_of(value)  # if it ran, its code and its defaults are compared where it stands; if not, nothing of it matters
     if isinstance(value, _PLAIN) or callable(value) or isinstance(value, property | staticmethod | classmethod):
         return _word(value)
     if isinstance(value, list | tuple | set | frozenset | dict) and len(value) <= _FEW:
@@ -290,7 +216,7 @@ def _kinds(module: nn.Module) -> set[type]:
     """The classes of the module's tree, and of the objects that it keeps."""
     words = Words({id(child): path for path, child in module.named_modules()})
     for child in module.modules():
-        for name, value in vars(child).items():
+        for name, value in own_attributes(child).items():
             with suppress(Unsupported):
                 words.of(value, name)
     return {type(child) for child in module.modules()} | {type(found) for found in words.met.objects}
@@ -300,7 +226,7 @@ def _is_described(code: types.CodeType, module: nn.Module) -> bool:
     """Whether a function of this code is kept in the module's own attributes, where its fingerprint has its bytecode."""
     words = Words({id(child): path for path, child in module.named_modules()})
     for child in module.modules():
-        for value in vars(child).values():
+        for value in own_attributes(child).values():
             with suppress(Unsupported):
                 words.of(value)
     return any(function.__code__ is code for function in words.met.functions)

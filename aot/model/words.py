@@ -175,7 +175,7 @@ class Words:
             return f"@{path or 'the module'}"
         if any(True for _ in (*value.parameters(), *value.buffers())):
             raise Unsupported(f"a {class_name(type(value))} is held outside of the module's children, and a graph would bake its weights.")
-        own = {key: item for key, item in vars(value).items() if key not in MODULE_INTERNALS and key not in NOTES}
+        own = own_attributes(value)
         children = [f"{key}:{self.of(child)}" for key, child in value._modules.items()]
         return f"{class_name(type(value))}({','.join(self.of(own[key], key) for key in sorted(own))};{','.join(children)})"
 
@@ -194,6 +194,17 @@ class Words:
 
 
 MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
+
+
+_REGISTRY = "_diffusers_hook"  # where diffusers keeps the hooks of a model; every call of a pipeline leaves an empty one
+
+
+def own_attributes(module: nn.Module) -> dict[str, Any]:
+    """What an instance has of its own beside children, weights and hooks, without notes and a registry of hooks that is empty."""
+    own = {name: value for name, value in vars(module).items() if name not in MODULE_INTERNALS and name not in NOTES}
+    if _REGISTRY in own and not getattr(own[_REGISTRY], "hooks", True):
+        del own[_REGISTRY]
+    return own
 
 
 def class_name(kind: type) -> str:

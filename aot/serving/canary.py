@@ -44,7 +44,7 @@ def send(
     not come back, came back with other numbers, or the artifact has no golden outputs; Corrupt, Missing for its bytes.
     """
     digest, manifest = admitted.digest, admitted.manifest
-    allowed = golden_tolerance(Mode.parse(manifest.key["mode"]), _widest(manifest), of_eager="unchecked" in manifest.certificate)
+    allowed = allowed_error(manifest)
     note = guard.home / "canary" / f"{digest.hex}-{Digest.of(encode(str(here))).short}.json"
     if not again and (remembered := _read(note)) is not None:
         return remembered
@@ -75,6 +75,11 @@ def _write(note: Path, value: dict[str, Any]) -> None:
         note.parent.mkdir(mode=0o700, exist_ok=True)
         temporary.write_text(json.dumps(value))
         temporary.replace(note)
+
+
+def allowed_error(manifest: Manifest) -> float:
+    """The largest relative L2 error against its golden outputs that an artifact may have."""
+    return golden_tolerance(Mode.parse(manifest.key["mode"]), _widest(manifest), of_eager="unchecked" in manifest.certificate)
 
 
 def _widest(manifest: Manifest) -> str:

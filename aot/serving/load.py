@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from torch import nn
 
 from aot.artifact.book import Book, Kind
 from aot.artifact.facts import of_module, of_wish
+from aot.artifact.golden import Golden
 from aot.artifact.guard import Guard
 from aot.artifact.key import Key
 from aot.artifact.ledger import Ledger, log
@@ -28,6 +29,7 @@ from aot.request.options import Options
 from aot.serving.canary import send
 from aot.serving.dispatch import Dispatcher, OnMiss, ServedBy, ShapeBook
 from aot.serving.jit import Jit
+from aot.serving.reproduced import Reproduced
 from aot.serving.resolve import Accepted, Candidate, Rejected, candidates, judge, nearest, set_aside
 from aot.serving.standin import Compiled
 
@@ -97,7 +99,7 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
     # without an artifact only what the mode names: the rest is the user's own affair, as it is under torch.compile
     settings = complete(options.process) if accepted else options.process
     release = claim(f"the {options.mode.title} compilation of {', '.join(modules)}", settings)
-    opening = Opening(store, modules, here, guard, ledger, partial(judge, modules=facts, wish=wished, allow=wish.allow))
+    opening = Opening(store, modules, here, guard, ledger, partial(judge, modules=facts, wish=wished, allow=wish.allow), wish.allow)
     try:
         for candidate in accepted:
             opening.open(candidate)
@@ -126,6 +128,7 @@ class Opening:
     guard: Guard
     ledger: Ledger
     judge: Callable[[Key], Accepted | Rejected]
+    allow: Collection[Allow] = ()
     served: dict[tuple[str, str], Site] = field(default_factory=dict)
     exact: list[Admitted] = field(default_factory=list)
     problems: dict[str, CodedError] = field(default_factory=dict)  # what kept the first artifact for a path from serving it
@@ -160,13 +163,10 @@ class Opening:
                 send(self.store, admitted, here=self.here, guard=self.guard)
         for difference in verdict.degraded:
             log.warning("artifact %s: %s", admitted.digest.short, difference)
-        same: dict[str, str] = {}  # the components whose code here is what was traced
+        same: dict[str, str] = {}  # the components whose code here is what was traced, or was found to do the same
 
-        def choose(book: Book) -> set[str]:
-            changed = self._changed(book, verdict.components)
-            for path, reason in changed.items():
-                self.changed.setdefault(path, f"{reason} (artifact {admitted.digest.short}; build it again for this code)")
-            same.update({path: built for path, built in verdict.components.items() if path not in changed})
+        def choose(book: Book, golden: Callable[[], Golden | None]) -> set[str]:
+            same.update({path: built for path, built in verdict.components.items() if self._is_same(path, built, admitted, book, golden)})
             return set(same.values())
 
         book, graphs = open_graphs(self.store, admitted, self.ledger, choose=choose, guard=self.guard)
@@ -175,15 +175,23 @@ class Opening:
                 there = self.served.get((path, inner))
                 self.served[path, inner] = there.with_more(site) if there else site
 
-    def _changed(self, book: Book, components: Mapping[str, str]) -> dict[str, str]:
-        """By live path, what of the code that its graphs were traced from is another here."""
-        found: dict[str, str] = {}
-        for path, built in components.items():
-            kinds = {entry.kind: entry.paths[0] for entry in book.graphs if entry.component == built}
-            modules = ((book.kinds[kind], self.modules[path].get_submodule(inner)) for kind, inner in kinds.items())
-            if reason := next((reason for kind, module in modules if (reason := kind.code.differs(module))), None):
-                found[path] = reason
-        return found
+    def _is_same(self, path: str, built: str, admitted: Admitted, book: Book, golden: Callable[[], Golden | None]) -> bool:
+        """Whether the code of the component at `path` is what its graphs were traced from; else why not is kept."""
+        reason, short = _changed(book, built, self.modules[path]), admitted.digest.short
+        if reason is None:
+            return True
+        if Allow.SOURCE in self.allow and Reproduced(admitted.manifest).by(self.modules[path], built, book, golden()):
+            log.warning("artifact %s: %s: %s; its golden outputs were reproduced", short, path, reason)
+            return True
+        self.changed.setdefault(path, f"{reason} (artifact {short}; build it again for this code)")
+        return False
+
+
+def _changed(book: Book, component: str, module: nn.Module) -> str | None:
+    """What of the code that a component's graphs were traced from is another here, in words, or None."""
+    kinds = {entry.kind: entry.paths[0] for entry in book.graphs if entry.component == component}
+    found = (book.kinds[kind].code.differs(module.get_submodule(path)) for kind, path in kinds.items())
+    return next(filter(None, found), None)
 
 
 def _why(opening: Opening, found: list[Candidate], path: str, live: Fingerprint) -> str:

@@ -54,7 +54,8 @@ def compile(
     reads no artifact; `1` reads the local store; any other value is a store's location. `on_miss` says what serves a call
     that no graph serves: `compile`, `eager` or `error`. `allow` names differences from the machine an artifact was built for
     that are taken although they degrade: `other-sku` of the same architecture, `other-torch` (only after a process of its
-    own reproduced the artifact's golden outputs). Loading an artifact runs its author's code.
+    own reproduced the artifact's golden outputs), `other-source` where functions that were traced have changed (only after
+    the model itself reproduced the golden outputs, which costs a call of each graph). Loading an artifact runs its author's code.
 
     Raises BadInput for options that cannot be understood; Conflict when something compiled before in this process needs the
     opposite of a process setting (TF32, cuDNN's benchmark) that this mode needs; under `on_miss="error"` Miss, here or at a

@@ -379,7 +379,7 @@ def test_a_disk_that_is_too_slow_is_given_up_by_the_deadline(store: LocalStore, 
     ((_, digest),) = store.refs()
     monkeypatch.setattr("aot.artifact.opened.LOAD_SECONDS", 0.0)
     with pytest.raises(TimedOut, match="loading artifact"):
-        open_graphs(store, admitted(store, digest), Ledger(), choose=lambda _: ("transformer",))
+        open_graphs(store, admitted(store, digest), Ledger(), choose=lambda *_: ("transformer",))
     assert patience.LOAD_SECONDS == 60
 
 

@@ -67,7 +67,7 @@ def test_packing_the_same_files_again_gives_the_same_layers(built: tuple[LocalSt
 def test_a_graph_that_computes_something_else_fails_the_check(built: tuple[LocalStore, Built]) -> None:
     """The second component's graph is wrong; the certificate must not be a comparison of a graph with itself."""
     store, made = built
-    book, graphs = open_graphs(store, admitted(store, made.digest), Ledger(), choose=lambda _: ("transformer", "vae.decoder"))
+    book, graphs = open_graphs(store, admitted(store, made.digest), Ledger(), choose=lambda *_: ("transformer", "vae.decoder"))
     plan = make_plan(RECIPE, request_for())
     check_graphs(plan, book, graphs, device="cpu", allowed=1e-5, measured={})
     for broken in graphs:

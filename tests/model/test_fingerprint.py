@@ -69,6 +69,16 @@ def test_values_that_loading_code_leaves_behind_do_not_enter(tmp_path: Any) -> N
     assert Fingerprint.of(twin).digest == PRINT.digest
 
 
+def test_what_a_call_of_a_pipeline_leaves_behind_does_not_enter() -> None:
+    from diffusers.hooks import HookRegistry, ModelHook
+
+    twin = copy.deepcopy(BASE)
+    registry = HookRegistry.check_if_exists_or_initialize(twin)
+    assert Fingerprint.of(twin).digest == PRINT.digest
+    registry.register_hook(ModelHook(), "it")
+    assert Fingerprint.of(twin).digest != PRINT.digest
+
+
 def test_tuples_and_lists_of_equal_items_are_one() -> None:
     one, other = nn.Linear(2, 2), nn.Linear(2, 2)
     one.sizes, other.sizes = (1, [2, (3,)]), [1, (2, [3])]

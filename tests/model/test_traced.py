@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ import torch
 from aot.cache_store.canonical import decode, encode
 from aot.errors import Unsupported
 from aot.model import functions, traced
-from aot.model.traced import TracedCode, tracing
+from aot.model.traced import TracedCode
+from aot.model.tracing import tracing
 
 SOURCE = '''
 import functools
@@ -107,7 +109,7 @@ CHANGED: dict[str, tuple[Callable[[str], str], str]] = {
     "a decorator": (lambda text: text.replace("* FACTOR", "/ FACTOR"), "doubled was changed"),
     "a default": (lambda text: text.replace("by: float = 1.0", "by: float = 2.0"), "helper is"),
     "a global": (lambda text: text.replace("FACTOR = 2.0", "FACTOR = 3.0"), "FACTOR is 3.0, traced was 2.0"),
-    "an attribute of a class": (lambda text: text.replace("slope = 0.5", "slope = 0.7"), "Base.slope is 0.7"),
+    "an attribute of a class": (lambda text: text.replace("slope = 0.5", "slope = 0.7"), "slope is 0.7, traced was 0.5"),
     "an override": (lambda text: text + "\n    def inner(self, x):\n        return x\n", "Model.inner is"),
     "a method gone": (lambda text: text.replace("    @doubled\n", ""), "Model.forward"),
     "a function gone": (lambda text: text.replace("def helper", "def assistant"), "helper is gone"),
@@ -157,3 +159,22 @@ def test_what_no_name_leads_to_is_refused_unless_the_module_keeps_it(load: Calla
     functions.linecache.checkcache()
     with pytest.raises(Unsupported, match="no name leads to it"):
         _code(module.Model())
+
+
+def test_what_runs_beside_the_computation_is_not_noted(load: Callable[[str], ModuleType], caplog: pytest.LogCaptureFixture) -> None:
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            handled.append(record)
+
+    handled: list[logging.LogRecord] = []
+    text = SOURCE.replace(
+        "        return self.inner(x)", "        import logging\n        logging.warning('said')\n        return self.inner(x)"
+    )
+    handler = Handler()
+    logging.getLogger().addHandler(handler)
+    try:
+        code = _code(load(text).Model())
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert handled
+    assert not [name for name in code.functions if not name.startswith(("torch.", "a_traced_model"))]

@@ -76,7 +76,7 @@ def wrong(golden: dict[str, Any]) -> None:
 
 def test_golden_outputs_are_the_same_each_time_and_finite(built: tuple[LocalStore, Built]) -> None:
     store, made = built
-    book, graphs = open_graphs(store, admitted(store, made.digest), Ledger(), choose=lambda _: ("transformer", "vae.decoder"))
+    book, graphs = open_graphs(store, admitted(store, made.digest), Ledger(), choose=lambda *_: ("transformer", "vae.decoder"))
     runs = {graph.entry.file: graph.run_flat for graph in graphs}
     first, second = Golden.record(book, runs), Golden.record(book, runs)
     assert first.encode() == second.encode()
