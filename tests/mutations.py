@@ -546,6 +546,10 @@ TABLE |= {
     "a gradient": Mutation("mode", around=_gradients),
     "a negative input": Mutation("input", call=lambda call: _tensors(call, torch._neg_view)),
     "an input of another class": Mutation("input", call=lambda call: _tensors(call, lambda found: found.as_subclass(_Plain))),
+    "a parameter as input": Mutation("input", call=lambda call: _tensors(call, lambda found: nn.Parameter(found, requires_grad=False))),
+    "a sparse input": Mutation("input", call=lambda call: _tensors(call, lambda found: found.to_sparse())),
+    "a nested input": Mutation("input", call=lambda call: _tensors(call, lambda found: torch.nested.nested_tensor(list(found)))),
+    "an input in double": Mutation("input", call=lambda call: _tensors(call, torch.Tensor.double)),
     "an input laid out otherwise": Mutation(
         "input", call=lambda call: _tensors(call, lambda found: found.transpose(-1, -2).contiguous().transpose(-1, -2))
     ),

@@ -135,9 +135,10 @@ class _Entered:
     entering: Callable[[], AbstractContextManager[None]] | None
 
     def __call__(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        if self.entering is None:
+        entering = self.entering  # another thread may let it go meanwhile
+        if entering is None:
             return self.library.run(tensors)
-        with self.entering():
+        with entering():
             outputs = self.library.enter(tensors)
         self.entering = None
         return outputs

@@ -197,6 +197,12 @@ def jit(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
     return marked
 
 
+def reset_code(function: Any) -> None:
+    """Drop what torch.compile has made of a function, for whichever module it was."""
+    if code := getattr(function, "__code__", None):
+        torch._C._dynamo.eval_frame.reset_code(code)
+
+
 def check_options(options: Options) -> None:
     """Raises BadInput for an Inductor option that this torch does not have, naming the nearest."""
     from torch._inductor import config

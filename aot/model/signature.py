@@ -34,7 +34,10 @@ class TensorSpec:
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> Self:
-        """The spec of `tensor`, strides of dimensions of size 1 included: the compiled code compares them too."""
+        """The spec of `tensor`, strides of dimensions of size 1 included: compiled code relies on them too. Raises Unsupported
+        for one that is not strided."""
+        if tensor.layout is not torch.strided:
+            raise Unsupported(f"a tensor is {str(tensor.layout).removeprefix('torch.')}, and graphs take strided ones.")
         return cls(tuple(tensor.shape), tensor.stride(), str(tensor.dtype).removeprefix("torch."), tensor.device.type)
 
     def to_json(self) -> list[Any]:

@@ -67,7 +67,9 @@ class Words:
 
     def spell(self, name: str, value: Any) -> Iterator[str]:
         """`name=value`, and one such word for each attribute below it, so that a difference is named closely."""
-        if isinstance(value, Enum):
+        if type(value) in _SHORT:
+            yield _is(name, repr(value))
+        elif isinstance(value, Enum):
             yield _is(name, f"{class_name(type(value))}.{value.name}")
         elif name and isinstance(value, dict) and all(isinstance(key, str) for key in value) and id(value) not in self._known:
             yield from self._entries(name, value)
@@ -261,6 +263,9 @@ def _cells(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     for free, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         if free != "__class__" and cell != types.CellType():
             yield free, cell
+
+
+_SHORT = (type(None), bool, int, float, str)  # nearly all there is
 
 
 def _repr(_: Words, value: Any) -> str:

@@ -20,7 +20,7 @@ from aot.model.fingerprint import Fingerprint
 from aot.model.seal import Seal
 from aot.model.signature import Convention, Signature, TensorSpec
 from aot.model.weights import Frozen, LiveWeights, WeightForms, unbacked, unfit
-from aot.model.words import Met
+from aot.model.words import PLAIN_TENSORS, Met
 from aot.serving.standin import Compiled, StandIn
 from aot.serving.surroundings import surroundings
 
@@ -114,7 +114,10 @@ class Dispatcher(StandIn):
         if self.retired or torch.compiler.is_compiling():  # what is being traced is the model, not how it is served
             return self.plain(*args, **kwargs)
         tensors: list[torch.Tensor] = []
-        key = (surroundings(self._policy.device), _identity(args, tensors), _identity(kwargs, tensors))
+        try:
+            key = (surroundings(self._policy.device), _identity(args, tensors), _identity(kwargs, tensors))
+        except RuntimeError as error:  # a nested tensor has no shape
+            return self._missed(f"the call holds a tensor of no form that graphs take ({_first_line(error)})", args, kwargs)
         try:
             found = self._known.get(key)
         except TypeError:  # the call holds something unhashable
@@ -140,11 +143,13 @@ class Dispatcher(StandIn):
         inputs = tensors if graph.entry.frozen else weights + tensors
         try:
             outputs = graph.run(inputs)
+        except torch.OutOfMemoryError:  # what eager would raise too, and servers wait for
+            raise
         except RuntimeError as error:
-            raise LoadFailed(
-                f"graph {graph.entry.file} failed: {str(error).splitlines()[0] if str(error) else 'no message'}",
-                remedy="call aot.restore() to go on without it, and build it again.",
-            ) from error
+            reason = f"graph {graph.entry.file} failed: {_first_line(error)}"
+            if self._policy.on_miss is OnMiss.ERROR:
+                raise LoadFailed(f"{reason}.", remedy="call aot.restore() to go on without it, and build it again.") from error
+            return self._missed(reason, args, kwargs)
         if graph.asynchronous and not self._holds():  # looked at while the device computes; the result is dropped
             return self._changed(args, kwargs)
         graph.hits += 1
@@ -210,6 +215,7 @@ class Dispatcher(StandIn):
             self._seal, self._refused = seal, None
             self._weights = LiveWeights(self._module, [name for name, _ in self._kind.weights])
             return self(*args, **kwargs)
+        self._jitted.forget()
         self._refused = seal, reason or "it holds something that is never equal to itself"
         return self._missed(self._refused[1], args, kwargs)
 
@@ -242,14 +248,18 @@ class _Known:
         return None
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["no message"])[0]
+
+
 def _identity(value: Any, tensors: list[torch.Tensor]) -> Any:
     """What tells one call from another, quickly; its tensors are appended to `tensors` in order."""
     kind = type(value)
     if isinstance(value, torch.Tensor):
         tensors.append(value)
-        if kind is not torch.Tensor or value.layout is not torch.strided:
-            return (kind, value.layout, value.dtype, value.device)  # never known: what it holds is looked at
-        return (value.shape, value.stride(), value.dtype, value.device, value.is_conj(), value.is_neg())
+        if kind not in PLAIN_TENSORS or value.layout is not torch.strided:
+            return (kind, [])  # cannot be hashed, and so is never known
+        return (kind, value.shape, value.stride(), value.dtype, value.device, value.is_conj(), value.is_neg())
     if kind is dict:
         return (kind, *[(key, _identity(item, tensors)) for key, item in value.items()])
     if kind is tuple or kind is list:

@@ -41,7 +41,7 @@ class Jit:
         if not self._warm:
             self._unpack()
             self._warm = True
-        return rescued(lambda: jit(function, self.options), function)
+        return rescued(lambda: _with_hooks(jit(function, self.options)), function)
 
     def _unpack(self) -> None:
         layers = [(artifact, layer) for artifact in self.artifacts if (layer := artifact.manifest.layer(CACHE))]
@@ -57,6 +57,17 @@ class Jit:
                 unpack(self.store, artifact, layer=layer, into=directory, ledger=self.ledger)
             except CodedError as error:
                 set_aside(self.store, error)
+
+
+def _with_hooks(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Guarded by the hooks of submodules too, which torch.compile leaves out: one that is added later would not run."""
+
+    @wraps(compiled)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+            return compiled(*args, **kwargs)
+
+    return call
 
 
 def rescued(compile: Callable[[], Callable[..., Any]], plain: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Any, Self
 from weakref import WeakSet
 
+import torch
 from torch import nn
 
+from aot.compiler.inductor import reset_code
 from aot.model.functions import static
 
 _HOOK, _BELOW_HOOK = "_hf_hook", "_old_forward"  # accelerate's offloading, and where it keeps the forward that computes
@@ -117,9 +119,16 @@ class Compiled(StandIn):
         self._compiler = compiler
         self._compiled: tuple[Any, Callable[..., Any]] | None = None
 
+    def forget(self) -> None:
+        """Compile anew at the next call. torch's own guards leave out hooks, and what is patched on classes: a model that is known
+        to have changed must not be answered for by what was compiled of it before."""
+        if self._compiled is not None:
+            reset_code(self._compiled[0])
+            self._compiled = None
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         plain = self.plain
-        if self.retired:
+        if self.retired or torch.compiler.is_compiling():
             return plain(*args, **kwargs)
         ran = getattr(plain, "__func__", plain)
         if self._compiled is None or self._compiled[0] is not ran:

@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -229,3 +230,37 @@ def test_loading_again_and_again_opens_each_library_once(cached: LocalStore) -> 
         denoise(pipe)
         aot.restore(pipe)
     assert maps() - before <= 4
+
+
+def _a_hook(model: Any, _: ExitStack) -> None:
+    model.transformer_blocks[0].ff.register_forward_hook(lambda _, __, out: out * 2)
+
+
+def _a_class(model: Any, stack: ExitStack) -> None:
+    kind = type(model.transformer_blocks[0].ff)
+    plain = kind.forward
+    stack.enter_context(mock.patch.object(kind, "forward", lambda self, *args, **kwargs: plain(self, *args, **kwargs) * 2))
+
+
+def _an_attribute(model: Any, _: ExitStack) -> None:
+    model.transformer_blocks[0].norm1.eps = 0.5
+
+
+@pytest.mark.parametrize("change", [_a_hook, _a_class, _an_attribute])
+def test_what_is_compiled_for_a_model_that_changed_is_of_that_very_model(
+    cached: LocalStore, change: Callable[[Any, ExitStack], None]
+) -> None:
+    def by_eager(function: Callable[..., Any], _: Any) -> Callable[..., Any]:
+        return torch.compile(function, backend="eager", dynamic=False)
+
+    with mock.patch("aot.serving.jit.jit", by_eager), ExitStack() as stack:
+        pipe, eager = aot.compile_pipe(make_pipe(), on_miss="compile"), make_pipe()
+        pipe.transformer.transformer_blocks[1].ff.seen = 1  # compiled once, for another reason
+        assert compare(denoise(pipe), denoise(eager)).relative_l2 <= TOLERANCE
+        change(pipe.transformer, stack)
+        if change is not _a_class:
+            change(eager.transformer, stack)
+        assert compare(denoise(pipe), denoise(eager)).relative_l2 <= TOLERANCE
+        assert compare(denoise(eager), denoise(make_pipe())).relative_l2 > 1e-3 or change is _a_class
+        aot.restore(pipe)
+    assert _hits() == 0
