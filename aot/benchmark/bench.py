@@ -27,7 +27,7 @@ class Account:
 
     way: Way
     setup_s: float
-    parts_s: dict[str, float]  # of the setup: find, verify, materialise, load
+    parts_s: dict[str, float]  # of the setup: find, verify, materialise, compare, load
     first_call_s: list[float]
     against_eager: dict[str, Any]
     steady_s: list[float] = field(default_factory=list)  # median over rounds of each call's median

@@ -14,6 +14,7 @@ _COLOURS = {
     "find": "#56B4E9",
     "verify": "#009E73",
     "materialise": "#F0E442",
+    "compare": "#CC79A7",
     "load": "#E69F00",
     "other setup": "#999999",
     "first call": "#0072B2",

@@ -108,7 +108,7 @@ def print_ledger(ledger: StartupLedger) -> None:
     print(
         f"{ledger.request.recipe} {ledger.request.variant}, {machine['target']}, {machine['cores']} cores; artifact {size(ledger.size)}\n"
     )
-    parts = ("find", "verify", "materialise", "load")
+    parts = ("find", "verify", "materialise", "compare", "load")
     print_table(
         ("way", "start-up s", *parts, "first calls", "steady ms", "it/s", "E2E s", "peak memory", "relative L2 to eager"),
         [

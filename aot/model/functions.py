@@ -94,7 +94,7 @@ def code_at(name: str) -> types.CodeType | None:
     """The code that a function of this name runs in this process, wherever decorators have put it; None where it is gone."""
     qualname = name.partition(":")[2]
     found = [function.__code__ for function in functions_in(stands_at(name))]
-    generated = next((code for code in found[:1] if is_generated(code)), None)
+    generated = next((code for code in found if is_generated(code)), None)
     return next((code for code in found if code.co_qualname == qualname), generated)
 
 

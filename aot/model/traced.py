@@ -73,7 +73,7 @@ class TracedCode:
         kinds = {*_kinds(module), *(value for value in values.values() if isinstance(value, type))}
         for code, found in codes:
             ran = f"{found.get('__name__', '?')}:{code.co_qualname}"
-            name = _member(kinds, code) if is_generated(code) else outermost(ran)
+            name = _member({*kinds, *_classes_of(found)}, code) if is_generated(code) else outermost(ran)
             whole = code_at(name)
             if whole is None and "__name__" in found and not _is_described(code, module):  # the compiler's own have no module
                 raise Unsupported(f"{ran} was traced, and no name leads to it: another process could not compare it.")
@@ -162,11 +162,15 @@ class TracedCode:
         return cls(value["python"], value["torch"], functions, *tables)
 
 
+def _classes_of(space: dict[str, Any]) -> set[type]:
+    return {value for value in list(space.values()) if isinstance(value, type)}
+
+
 def _member(kinds: Iterable[type], code: types.CodeType) -> str:
     """The name of a method that was generated, by the class that has it; empty where none does."""
     for base in {base for kind in kinds for base in kind.__mro__}:
         for name, value in vars(base).items():
-            if isinstance(value, types.FunctionType) and value.__code__ is code:
+            if any(function.__code__ is code for function in functions_in(value)):
                 return f"{base.__module__}:{base.__qualname__}.{name}"
     return ""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dis
+import gc
 import inspect
 import logging
 import sys
 import types
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -28,13 +30,17 @@ _MACHINERY = {
 # what of these is the model's all the same
 _OURS = ("torch.nn.modules.", "torch.nn.functional", "torch.nn.utils.parametri", "aot.model.ip_adapter")
 _OF_MODULE = {"_wrapped_call_impl", "_call_impl", "_slow_forward", "__getattr__"}  # and of what every module has, which export uses too
-# What runs beneath these computes nothing: finding and loading a module, handling a log record, showing a warning
+# What runs beneath these computes nothing: finding and loading a module, handling a log record, showing a warning, and what
+# the end of an object calls, which may come at any moment
 _ASIDES = {
     ("<frozen importlib._bootstrap>", "_find_and_load"),
     (logging.__file__, "_log"),
     (warnings.__file__, "_showwarnmsg"),
+    (weakref.__file__, "__call__"),
+    (weakref.__file__, "remove"),
 }
 _ASIDE_NAMES = {name for _, name in _ASIDES}
+_AT_THE_END = "__del__"
 
 Codes: TypeAlias = list[tuple[types.CodeType, dict[str, Any]]]  # with the globals of each
 
@@ -45,11 +51,13 @@ def tracing() -> Iterator[Codes]:
     seen: dict[int, tuple[types.CodeType, dict[str, Any]]] = {}  # by identity: a code's own hash reads all of it
     codes: Codes = []
     aside = 0
+    collecting = {id(code) for found in gc.callbacks if (code := getattr(found, "__code__", None))}
 
     def note(frame: types.FrameType, event: str, _: object) -> None:
         nonlocal aside
         code = frame.f_code
-        if code.co_name in _ASIDE_NAMES and (code.co_filename, code.co_name) in _ASIDES:
+        name = code.co_name
+        if (name in _ASIDE_NAMES and (code.co_filename, name) in _ASIDES) or name == _AT_THE_END or id(code) in collecting:
             aside += {"call": 1, "return": -1}.get(event, 0)
         elif event == "call" and not aside and id(code) not in seen:
             seen[id(code)] = code, frame.f_globals

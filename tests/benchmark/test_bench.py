@@ -34,7 +34,7 @@ def test_bench_measures_every_way_asked_for_and_writes_a_self_contained_page(reg
     assert ratios <= set(ledger["ratios"])
     assert ledger["ratios"]["relative_l2_error"] <= 1e-5
     artifact = ledger["ways"]["artifact"]
-    assert set(artifact["parts_s"]) == {"find", "verify", "materialise", "load"}
+    assert set(artifact["parts_s"]) == {"find", "verify", "materialise", "compare", "load"}
     assert artifact["startup_s"] == pytest.approx(artifact["setup_s"] + sum(artifact["first_call_s"]))
     assert not artifact["inductor_imported"]
     assert len(ledger["seed_rows"]) == (10 if "cold" in ways else 8)
@@ -69,7 +69,7 @@ def test_the_table_has_a_row_a_way(capsys: pytest.CaptureFixture[str]) -> None:
     print_ledger(_ledger())
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [row[0] for row in rows if row[0] in WAYS] == list(WAYS)
-    assert all(len(row) == 12 for row in rows if row[0] in WAYS)
+    assert all(len(row) == 13 for row in rows if row[0] in WAYS)
 
 
 def test_segments_add_up() -> None:

@@ -11,7 +11,7 @@ from aot.artifact.certificate import compare
 from aot.cache_store.local import LocalStore
 from aot.errors import Miss
 from aot.model.memory_format import to_channels_last
-from aot.model.weights import FrozenWeights, LiveWeights
+from aot.model.weights import Frozen, LiveWeights
 from tests.pixart import denoise, make_pipe
 
 MODE = {"mode": "freezing"}  # without max-autotune, which tries out what takes minutes
@@ -75,6 +75,8 @@ def test_the_digest_is_of_names_and_bytes_and_not_of_layout_in_memory() -> None:
 
 def test_tensors_that_torch_does_not_count_writes_of_are_told_by_identity() -> None:
     with torch.inference_mode():
-        weights = [torch.ones(2)]
-    assert FrozenWeights(weights).still(weights)
-    assert not FrozenWeights(weights).still([torch.ones(2)])
+        module = torch.nn.Linear(2, 2)
+    frozen = Frozen(module)
+    assert frozen.changed() is None
+    module.bias = torch.nn.Parameter(module.bias.detach().clone())
+    assert "weights were changed" in (frozen.changed() or "")
