@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,20 @@ def cells(name: str, scope: str, subject: Subject, rows: list[str]) -> Iterator[
             yield {**cell, "verdict": verdict(expected, got), "misses": list(got.misses)}
 
 
+def run(name: str, scope: str, rows: list[str]) -> list[dict[str, Any]]:
+    """Build the artifact of one model under one scope, and every cell of it."""
+    recipe, make = SUBJECTS[name]
+    with tempfile.TemporaryDirectory() as home:
+        changes = {**ARTIFACTS[recipe], "scope": scope, "components": (make.path,), "cache_layer": False}
+        build(request_for(recipe=recipe, **changes), LocalStore(Path(home)), progress=quiet, environ=os.environ)
+        os.environ["NEXFORT_GRAPH_CACHE"] = home
+        found = list(cells(name, scope, make(), rows))
+    for cell in found:
+        if cell["verdict"].startswith(("WRONG", "RAISED")):
+            print(json.dumps(cell), flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
@@ -58,25 +73,15 @@ def main() -> None:
     given = parser.parse_args()
     logging.getLogger("aot").setLevel(logging.ERROR)
     compile_quickly(os.environ)
-    found = []
-    for name in given.models:
-        recipe, make = SUBJECTS[name]
-        for scope in given.scopes:
-            with tempfile.TemporaryDirectory() as home:
-                # components whose blocks do not repeat have no regional scope
-                components = ("vae.decoder",) if name == "decoder" else (make.path,)
-                if scope == "regional" and name == "decoder":
-                    continue
-                changes = {**ARTIFACTS[recipe], "scope": scope, "components": components, "cache_layer": False}
-                build(request_for(recipe=recipe, **changes), LocalStore(Path(home)), progress=quiet, environ=os.environ)
-                os.environ["NEXFORT_GRAPH_CACHE"] = home
-                for cell in cells(name, scope, make(), given.rows):
-                    found.append(cell)
-                    if cell["verdict"].startswith(("WRONG", "RAISED")):
-                        print(json.dumps(cell), flush=True)
-        print(name, dict(Counter(cell["verdict"].split()[0] for cell in found if cell["model"] == name)), flush=True)
-    command = " ".join(["python", *sys.argv])
-    given.json.write_text(json.dumps({"torch": torch.__version__, "command": command, "cells": found}, indent=1) + "\n")
+    found: list[dict[str, Any]] = []
+    for name, scope in product(given.models, given.scopes):
+        if (name, scope) == ("decoder", "regional"):
+            continue  # its blocks do not repeat
+        found += run(name, scope, given.rows)
+        command = " ".join(["python", *sys.argv])
+        given.json.write_text(json.dumps({"torch": torch.__version__, "command": command, "cells": found}, indent=1) + "\n")
+        counts = Counter(cell["verdict"].split()[0] for cell in found if (cell["model"], cell["scope"]) == (name, scope))
+        print(name, scope, dict(counts), flush=True)
     print("all", dict(Counter(cell["verdict"].split()[0] for cell in found)))
 
 

@@ -205,7 +205,7 @@ def test_one_part_of_a_pipeline_that_is_gone_leaves_the_others_served(cached: Lo
 def test_a_copy_of_a_model_that_fell_back_computes_with_its_own_weights(
     cached: LocalStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logging.getLogger("aot").setLevel(logging.ERROR)
+    caplog.set_level(logging.ERROR, logger="aot")
     monkeypatch.setenv("NEXFORT_GRAPH_CACHE", "0")
     with mock.patch("aot.serving.nexfort.jit", lambda forward, options: torch.compile(forward, backend="eager")):
         model = aot.compile(make_pipe().transformer)
