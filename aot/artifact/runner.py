@@ -32,21 +32,18 @@ class Library:
 
     def __init__(self, path: Path, device: torch.device, *, cudagraphs: bool) -> None:
         """Raises RuntimeError when this process cannot open it."""
-        self._run: Run = _runner(path, device, single_threaded=cudagraphs).run
+        self.run: Run = _runner(path, device, single_threaded=cudagraphs).run
         self._check = os.environ.get(_CHECK_INPUTS)
         self._entered = False
-
-    def run(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        return self._run(tensors)
 
     def first(self, entering: Callable[[], AbstractContextManager[None]]) -> Run:
         """Its `run`, whose first call in this process is made within `entering`, the device's work included: an instruction
         that this machine lacks shows only then."""
-        return self._run if self._entered else _Entered(self, entering)
+        return self.run if self._entered else _Entered(self, entering)
 
     def enter(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         with _variable(_CHECK_INPUTS, self._check):
-            outputs = self._run(tensors)
+            outputs = self.run(tensors)
             wait_for_device()
         self._entered = True
         return outputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any, Self
@@ -119,25 +120,22 @@ def _line(module: nn.Module, path: str, words: Words, weights: dict[int, str], *
 
 def _attributes(module: nn.Module, *, root: bool, served: bool) -> dict[str, Any]:
     """What an instance has of its own beside children and weights; a root without what runs around its forward."""
-    own = {name: value for name, value in own_attributes(module).items() if not _is_natural(module, name, value)}
+    own = {name: value for name, value in own_attributes(module).items() if not is_natural(module, name, value)}
     if not root:
         return own
     around = vars(module).get("_old_forward") if _OFFLOADED in own else own.get("forward")
     kept = {name: value for name, value in own.items() if name not in _AROUND}
-    natural = around is None or _is_natural(module, "forward", around)
+    natural = around is None or is_natural(module, "forward", around)
     return kept if served or natural else {**kept, "forward": around}
 
 
-def _is_natural(module: nn.Module, name: str, value: Any) -> bool:
+def is_natural(module: nn.Module, name: str, value: Any) -> bool:
     """Whether a method kept on the instance is the class' own: pickling a module that was served leaves one."""
-    return isinstance(value, MethodType) and value.__self__ is module and value.__func__ is _own(type(module), name)
-
-
-def _own(kind: type, name: str) -> Any:
-    try:
-        return static(kind, name)
-    except AttributeError:
-        return None
+    if not isinstance(value, MethodType) or value.__self__ is not module:
+        return False
+    with suppress(AttributeError):
+        return value.__func__ is static(type(module), name)
+    return False
 
 
 def _refuse_hooks(module: nn.Module) -> None:

@@ -34,13 +34,13 @@ class Seal:
         modules = list(module.modules())
         below = [child for child in modules if child is not module]
         trees = [child._modules for child in modules]
-        places = _places(code, _kinds(modules, met))
+        kinds = _kinds(modules, met)
+        places = _places(code, kinds)
         values = [space[name] for space, name in places]
         functions = [*met.functions, *_functions(code)]
         owners = [*modules, *(found for found in met.objects if hasattr(found, "__dict__"))]
         dicts = [*map(vars, owners), *filter(None, trees), *_of_kind(dict, [*met.dicts, *values])]
         sequences = [*met.sequences, *_of_kind((list, set), values)]
-        kinds = _kinds(modules, met)
         cells = [cell for function in functions for cell in function.__closure__ or () if cell != types.CellType()]
         self._checks = (
             _Same(types=[*modules, *met.objects], dicts=dicts, sequences=sequences),

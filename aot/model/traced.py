@@ -27,7 +27,7 @@ from aot.model.functions import (
     tree_digest,
 )
 from aot.model.tracing import Codes, mentioned, reads
-from aot.model.words import Words, class_name, own_attributes
+from aot.model.words import Met, Words, class_name, own_attributes
 
 # Methods that Python or torch looks up without any code naming them
 _SPECIAL = (
@@ -70,12 +70,14 @@ class TracedCode:
             names |= set(mentioned(code))
             if "__name__" in found:
                 values |= {f"{found['__name__']}:{chain}": value for chain, value in reads(code, found)}
-        kinds = {*_kinds(module), *(value for value in values.values() if isinstance(value, type))}
+        met = _met(module)
+        described = {id(function.__code__) for function in met.functions}  # its fingerprint has their bytecode
+        kinds = {*_kinds(module, met), *(value for value in values.values() if isinstance(value, type))}
         for code, found in codes:
             ran = f"{found.get('__name__', '?')}:{code.co_qualname}"
             name = _member({*kinds, *_classes_of(found)}, code) if is_generated(code) else outermost(ran)
             whole = code_at(name)
-            if whole is None and "__name__" in found and not _is_described(code, module):  # the compiler's own have no module
+            if whole is None and "__name__" in found and id(code) not in described:  # the compiler's own have no module
                 raise Unsupported(f"{ran} was traced, and no name leads to it: another process could not compare it.")
             if whole is not None:
                 functions[name] = code_digest(whole), tree_digest(whole)
@@ -135,7 +137,7 @@ class TracedCode:
         return None
 
     def _classes_differ(self, module: nn.Module) -> str | None:
-        kinds = {*_kinds(module), *(found for name in self.globals if isinstance(found := read(name), type))}
+        kinds = {*_kinds(module, _met(module)), *(found for name in self.globals if isinstance(found := read(name), type))}
         live = _bindings(kinds, self.names, self.functions)
         for kind, built in sorted(self.classes.items()):
             here = live.get(kind, {})
@@ -216,24 +218,19 @@ def _registered(value: Any, traced: set[str]) -> str:
     return ""
 
 
-def _kinds(module: nn.Module) -> set[type]:
-    """The classes of the module's tree, and of the objects that it keeps."""
+def _met(module: nn.Module) -> Met:
+    """What the modules of the tree keep, as far as it can be described."""
     words = Words({id(child): path for path, child in module.named_modules()})
     for child in module.modules():
         for name, value in own_attributes(child).items():
             with suppress(Unsupported):
                 words.of(value, name)
-    return {type(child) for child in module.modules()} | {type(found) for found in words.met.objects}
+    return words.met
 
 
-def _is_described(code: types.CodeType, module: nn.Module) -> bool:
-    """Whether a function of this code is kept in the module's own attributes, where its fingerprint has its bytecode."""
-    words = Words({id(child): path for path, child in module.named_modules()})
-    for child in module.modules():
-        for value in own_attributes(child).values():
-            with suppress(Unsupported):
-                words.of(value)
-    return any(function.__code__ is code for function in words.met.functions)
+def _kinds(module: nn.Module, met: Met) -> set[type]:
+    """The classes of the module's tree, and of the objects that it keeps."""
+    return {type(found) for found in [*module.modules(), *met.objects]}
 
 
 def _bindings(kinds: Iterable[type], names: Iterable[str], traced: Iterable[str]) -> dict[str, dict[str, str]]:

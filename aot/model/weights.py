@@ -83,7 +83,7 @@ class WeightForms:
         mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         if (found := self._quick.get(mode)) is not None:
             guards, distinct, pointers = found
-            if guards.check(*(distinct(tensors) if distinct else tensors)) and list(map(_pointer, tensors)) == pointers:
+            if guards.check(*(distinct(tensors) if distinct else tensors)) and _places(tensors) == pointers:
                 return None
         for (name, spec), tensor in zip(self._named, tensors, strict=True):
             if reason := unfit(tensor, spec, self._device):
@@ -101,10 +101,7 @@ def _quick(tensors: list[torch.Tensor]) -> tuple[Any, Any, list[int]]:
     once = list(first.values())
     distinct = None if len(once) == len(tensors) else itemgetter(*once) if len(once) > 1 else itemgetter(slice(0, 1))
     chosen = distinct(tensors) if distinct else tensors
-    return TensorGuards(*chosen, dynamic_dims_sizes=None, dynamic_dims_strides=None), distinct, list(map(_pointer, tensors))
-
-
-_pointer = torch.Tensor.data_ptr
+    return TensorGuards(*chosen, dynamic_dims_sizes=None, dynamic_dims_strides=None), distinct, _places(tensors)
 
 
 def unfit(tensor: Any, spec: TensorSpec, device: torch.device) -> str | None:
@@ -116,7 +113,7 @@ def unfit(tensor: Any, spec: TensorSpec, device: torch.device) -> str | None:
     if tensor.is_conj() or tensor.is_neg():
         return "is a lazy conjugate or negative, built for plain numbers"
     if reason := spec.differs(TensorSpec.of(tensor)):
-        return f"{reason}"
+        return reason
     if tensor.device != device and tensor.device.type == device.type and device.index is not None:
         return f"device is {tensor.device}, loaded for {device}"
     return unbacked(tensor, spec.span)
@@ -178,4 +175,4 @@ def _dtypes(tensors: list[torch.Tensor]) -> list[torch.dtype]:
 
 
 def _places(tensors: list[torch.Tensor]) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]
+    return list(map(torch.Tensor.data_ptr, tensors))

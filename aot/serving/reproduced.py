@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,10 +12,9 @@ from torch import nn
 from aot.artifact.book import Book
 from aot.artifact.cudagraph import Run
 from aot.artifact.golden import Golden, eager
+from aot.artifact.ledger import log
 from aot.cache_store.manifest import Manifest
 from aot.serving.canary import allowed_error
-
-log = logging.getLogger("aot")
 
 
 @dataclass(frozen=True, slots=True)

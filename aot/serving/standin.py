@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from aot.compiler.inductor import reset_code
+from aot.model.fingerprint import is_natural
 from aot.model.functions import static
 
 _HOOK, _BELOW_HOOK = "_hf_hook", "_old_forward"  # accelerate's offloading, and where it keeps the forward that computes
@@ -69,8 +70,7 @@ class StandIn:
         own = vars(self._module)
         slot = _slot(own)
         before = own.get(slot)
-        natural = getattr(before, "__self__", None) is self._module and getattr(before, "__func__", None) is type(self._module).forward
-        self._before = None if natural else before
+        self._before = None if is_natural(self._module, "forward", before) else before
         own[slot] = self
         _standing.add(self)
 
@@ -95,13 +95,6 @@ def _slot(own: dict[str, Any]) -> str:
 
 def _same(value: Any) -> Any:
     return value
-
-
-def forward_of(module: nn.Module) -> Callable[..., Any]:
-    """The forward that computes: below accelerate's offloading hook, if there is one."""
-    own = vars(module)
-    plain: Callable[..., Any] = own[_BELOW_HOOK] if _HOOK in own else module.forward
-    return plain
 
 
 def take_away(module: nn.Module) -> None:
