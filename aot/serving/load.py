@@ -60,11 +60,12 @@ class Site:
         self.graphs.extend(other.graphs)
         return replace(self, kind=replace(self.kind, code=self.kind.code | other.kind.code))
 
-    def serve(self, policy: ServedBy) -> None:
-        """Put a dispatcher in the module's place, and seal the module as it is: what its graphs were built from."""
+    def serve(self, policy: ServedBy, live: Fingerprint | None = None) -> None:
+        """Put a dispatcher in the module's place, and seal the module as it is, `live` if that is known: what its graphs were built
+        from."""
         dispatcher = Dispatcher(self.module, self.graphs, self.kind, policy)
         dispatcher.put()
-        live = Fingerprint.of(self.module, served=True)
+        live = live or Fingerprint.of(self.module, served=True)
         if self.kind.fingerprint.differs(live) is None:
             dispatcher.seal(live.met)
 
@@ -110,8 +111,8 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
             why = f"{cause.code} {cause.message.rstrip('.')}" if cause else opening.changed.get(path)
             why = why or _why(opening, found, path, fingerprints[path])
             fall_back(modules[path], path, on_miss=on_miss, jit=jit.compiled, why=why, ledger=ledger, cause=cause)
-        for (path, _), site in opening.served.items():
-            site.serve(ServedBy(path, here.device, on_miss, jit.compiled, ledger))
+        for (path, inner), site in opening.served.items():
+            site.serve(ServedBy(path, here.device, on_miss, jit.compiled, ledger), None if inner else fingerprints[path])
     except BaseException:
         release()
         raise

@@ -20,13 +20,10 @@ from aot.cache_store.local import LocalStore
 from aot.errors import Miss
 from aot.machine import settings
 from aot.model.fingerprint import Fingerprint
+from tests.counts import hits
 from tests.pixart import denoise, denoiser_call, make_pipe
 
 TOLERANCE = 1e-5
-
-
-def _hits() -> int:
-    return sum(sum(ledger["hits"].values()) for ledger in aot.stats())
 
 
 @pytest.fixture
@@ -44,9 +41,9 @@ def test_a_loaded_model_is_pickled_as_the_eager_one(pipe: Any, tmp_path: Path) -
         with torch.no_grad():
             assert torch.equal(again(**denoiser_call())[0], denoise(make_pipe()))
         assert Fingerprint.of(again).differs(Fingerprint.of(make_pipe().transformer)) is None
-    assert _hits() == 0
+    assert hits() == 0
     denoise(pipe)
-    assert _hits() == 1
+    assert hits() == 1
 
 
 def test_a_loaded_model_is_exported_and_compiled_as_the_eager_one(pipe: Any) -> None:
@@ -135,7 +132,7 @@ def test_what_was_wrapped_around_a_loaded_forward_stays_when_it_is_restored(pipe
 
     model.forward = wrapper
     denoise(pipe)
-    assert (_hits(), len(seen)) == (1, 1)
+    assert (hits(), len(seen)) == (1, 1)
     aot.restore(pipe)
     assert torch.equal(denoise(pipe), denoise(make_pipe()))
     assert len(seen) == 2
@@ -169,7 +166,7 @@ def test_restoring_a_fused_model_gives_the_very_structure_and_flags_back(cached:
     pipe.transformer.eval()
     aot.compile_pipe(pipe, on_miss="error")
     assert compare(denoise(pipe), expected).relative_l2 <= TOLERANCE
-    assert _hits() == 1
+    assert hits() == 1
     aot.restore(pipe)
 
 
@@ -197,7 +194,7 @@ def test_one_part_of_a_pipeline_that_is_gone_leaves_the_others_served(cached: Lo
     pipe.vae = None
     gc.collect()
     denoise(pipe)
-    assert _hits() == 1
+    assert hits() == 1
     aot.restore(pipe)
     assert (aot.stats(), settings._process.claims) == ([], [])
 
@@ -263,4 +260,4 @@ def test_what_is_compiled_for_a_model_that_changed_is_of_that_very_model(
         assert compare(denoise(pipe), denoise(eager)).relative_l2 <= TOLERANCE
         assert compare(denoise(eager), denoise(make_pipe())).relative_l2 > 1e-3 or change is _a_class
         aot.restore(pipe)
-    assert _hits() == 0
+    assert hits() == 0

@@ -20,13 +20,10 @@ from aot.cache_store.local import LocalStore
 from aot.cache_store.store import read_manifest
 from aot.errors import BadInput, Miss
 from tests.conftest import SHAPES
+from tests.counts import hits
 from tests.pixart import denoise, denoiser_call, image, make_pipe
 
 TOLERANCE = 1e-5
-
-
-def _hits() -> int:
-    return sum(sum(ledger["hits"].values()) for ledger in aot.stats())
 
 
 def _misses() -> list[str]:
@@ -80,7 +77,7 @@ def test_another_call_never_reaches_a_graph(pipe: Any, change: dict[str, Any], n
         denoise(pipe, **{**denoiser_call(), **change})
     assert names.split(" is ", maxsplit=1)[0].split(".", maxsplit=1)[0] in caught.value.message
     assert any(names in sentence or "more in the shape book" in sentence for sentence in _misses())
-    assert _hits() == 0
+    assert hits() == 0
 
 
 def test_the_same_call_written_otherwise_reaches_it(pipe: Any) -> None:
@@ -195,7 +192,7 @@ def test_offloading_hooks_go_on_running_before_a_loaded_forward(cached: LocalSto
         accelerate.hooks.add_hook_to_module(pipe.transformer, hook)
     expected = denoise(make_pipe())
     assert compare(denoise(pipe), expected).relative_l2 <= TOLERANCE
-    assert (hook.calls, _hits()) == (1, 1)
+    assert (hook.calls, hits()) == (1, 1)
     aot.restore(pipe)
     assert torch.equal(denoise(pipe), expected)
     assert hook.calls == 2
@@ -207,7 +204,7 @@ def test_one_module_loads_by_itself(cached: LocalStore) -> None:
     pipe = make_pipe()
     assert aot.compile(pipe.transformer, options='{"mode": "O2"}', on_miss="error") is pipe.transformer
     assert compare(denoise(pipe), denoise(make_pipe())).relative_l2 <= TOLERANCE
-    assert _hits() == 1
+    assert hits() == 1
     aot.restore(pipe.transformer)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 import aot
 from aot.artifact.certificate import compare
 from tests import mutations
+from tests.counts import hits
 from tests.mutations import TABLE, Call, Mutation
 
 EXACT = 1e-4  # relative L2; a served call's own is 2e-6
@@ -62,7 +63,7 @@ def answer(model: nn.Module, call: Call, mutation: Mutation, *, when: str, loade
             with torch.no_grad():
                 module(**call)
             mutation.apply(module, stack)
-        before = _hits()
+        before = hits()
         mutations.LOOKED.clear()
         torch.manual_seed(1)
         try:
@@ -71,11 +72,7 @@ def answer(model: nn.Module, call: Call, mutation: Mutation, *, when: str, loade
         except Exception as error:  # noqa: BLE001 - whatever it raises, eager has to raise too
             given = error
         misses = tuple(aot.stats()[-1]["misses"]) if loaded else ()
-        return Answer(given, _hits() - before, misses, len(mutations.LOOKED))
-
-
-def _hits() -> int:
-    return sum(sum(row["hits"].values()) for row in aot.stats())
+        return Answer(given, hits() - before, misses, len(mutations.LOOKED))
 
 
 Subject = tuple[nn.Module, Call]
