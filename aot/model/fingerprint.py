@@ -13,6 +13,7 @@ from torch import nn
 from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
 from aot.errors import Unsupported
+from aot.model.collector import is_collecting_hook
 from aot.model.functions import name_of, static
 from aot.model.words import Met, Words, own_attributes, weight_word
 
@@ -86,6 +87,10 @@ class Fingerprint:
             return f"the submodules are in another order, the first that moved is {moved!r}"
         return None
 
+    def distance(self, live: Fingerprint) -> int:
+        """How many lines only one of the two has."""
+        return len(set(self.lines) ^ set(live.lines))
+
 
 def _tree(module: nn.Module, path: str, first: dict[int, str]) -> Iterator[tuple[str, nn.Module]]:
     """Every place of the tree in order; below one that was seen before nothing is repeated."""
@@ -139,9 +144,11 @@ def is_natural(module: nn.Module, name: str, value: Any) -> bool:
 
 
 def _refuse_hooks(module: nn.Module) -> None:
-    """A graph runs none of a submodule's hooks, not even those that only look."""
+    """A graph runs none of a submodule's hooks, not even those that only look; the collector's are looked at around each call."""
     for kind in HOOKS:
         for hook in vars(module)[kind].values():
+            if is_collecting_hook(hook):
+                continue
             name = name_of(hook) if hasattr(hook, "__code__") else type(hook).__qualname__
             raise Unsupported(f"it has a hook, {name} ({kind.strip('_').removesuffix('s').replace('_', ' ')}), which no graph would run.")
 

@@ -34,18 +34,19 @@ class Seal:
         modules = list(module.modules())
         below = [child for child in modules if child is not module]
         trees = [child._modules for child in modules]
+        hooks = [vars(child)[kind] for child in below for kind in HOOKS]
         kinds = _kinds(modules, met)
         places = _places(code, kinds)
         values = [space[name] for space, name in places]
         functions = [*met.functions, *_functions(code)]
         owners = [*modules, *(found for found in met.objects if hasattr(found, "__dict__"))]
-        dicts = [*map(vars, owners), *filter(None, trees), *_of_kind(dict, [*met.dicts, *values])]
+        dicts = [*map(vars, owners), *filter(None, [*trees, *hooks]), *_of_kind(dict, [*met.dicts, *values])]
         sequences = [*met.sequences, *_of_kind((list, set), values)]
         cells = [cell for function in functions for cell in function.__closure__ or () if cell != types.CellType()]
         self._checks = (
             _Same(types=[*modules, *met.objects], dicts=dicts, sequences=sequences),
             _Orders([vars(child) for child in modules if len(child._modules) > 1]),
-            _None([*(vars(child)[kind] for child in below for kind in HOOKS), *(tree for tree in trees if not tree)]),
+            _None([found for found in [*hooks, *trees] if not found]),
             _Lengths([d for child in modules for d in (child._parameters, child._buffers)]),
             _Code(functions, cells, places, [vars(base) for kind in kinds for base in kind.__mro__[:-1]], kinds),
             _Kept(met.tensors, met.slots),
@@ -90,15 +91,15 @@ class _Orders:
 
 
 class _None:
-    """Hooks, and children of leaves: of both there are none."""
+    """Hooks, and children of leaves: of both there are none, but for the hooks of a collector."""
 
-    __slots__ = ("_hooks",)
+    __slots__ = ("_empty",)
 
-    def __init__(self, hooks: list[Any]) -> None:
-        self._hooks = hooks
+    def __init__(self, empty: list[Any]) -> None:
+        self._empty = empty
 
     def holds(self) -> bool:
-        return not any(self._hooks)
+        return not any(self._empty)
 
 
 class _Lengths:

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from aot.cache_store.digest import Digest
 from aot.errors import Unsupported
+from aot.model.collector import INSTALLED
 from aot.model.functions import code_digest, is_named, name_of
 from aot.model.signature import TensorSpec
 
@@ -28,6 +29,7 @@ NOTES = frozenset(
     {
         "lora_scale",  # what fuse_lora() leaves behind to undo itself by
         *("name_or_path", "_name_or_path", "_commit_hash", "transformers_version", "_diffusers_version", "_class_name", "_auto_class"),
+        INSTALLED,
         *("_use_default_values", "_is_hf_initialized", "architectures", "_pre_quantization_dtype", "hf_device_map"),
     }
 )

@@ -181,7 +181,7 @@ class Dispatcher(StandIn):
 
     def _unseen(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call not seen before in this form: serve it if its canonical form is in the shape book."""
-        if reason := key[0].refuses():
+        if reason := key[0].refuses(self._module):
             return self._missed(reason, args, kwargs)
         convention = Convention(self.plain)
         try:
@@ -213,6 +213,7 @@ class Dispatcher(StandIn):
         seal = Seal(self._module, live.met, self._kind.code)
         if reason is None and seal.holds():
             self._seal, self._refused = seal, None
+            self._known.clear()
             self._weights = LiveWeights(self._module, [name for name, _ in self._kind.weights])
             return self(*args, **kwargs)
         self._jitted.forget()
@@ -224,7 +225,7 @@ class Dispatcher(StandIn):
         policy.ledger.missed(policy.on_miss.sentence(policy.component, reason))
         match policy.on_miss:
             case OnMiss.ERROR:
-                raise Miss(f"{policy.component}: {reason}.", remedy="add this call's shape to the build, or choose on_miss.")
+                raise Miss(f"{policy.component}: {reason.rstrip('.')}.", remedy="add this call's shape to the build, or choose on_miss.")
             case OnMiss.EAGER:
                 return self.plain(*args, **kwargs)
             case OnMiss.COMPILE:

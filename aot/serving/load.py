@@ -33,6 +33,9 @@ from aot.serving.reproduced import Reproduced
 from aot.serving.resolve import Accepted, Candidate, Rejected, candidates, judge, nearest, set_aside
 from aot.serving.standin import Compiled
 
+_TOLD_APART = 5  # artifacts of one architecture whose structures are read to find the nearest
+_UNREAD = 1 << 30  # the distance of one that could not be read
+
 
 @dataclass(frozen=True, slots=True)
 class Wish:
@@ -202,23 +205,24 @@ def _why(opening: Opening, found: list[Candidate], path: str, live: Fingerprint)
     if not found:
         return "the store holds no artifact"
     near = nearest(found, path)
-    if near is None:
+    if not near:
         return "its artifact could not be loaded"
-    candidate, rejected = near
-    structure = _structure(opening, candidate, rejected, path, live)
-    return f"no artifact for it; the nearest, {candidate.entry.ref.name}@{candidate.entry.ref.key.short}, differs in {rejected}{structure}"
+    built = [_built(opening, candidate, rejected, path) for candidate, rejected in near[:_TOLD_APART]]
+    (candidate, rejected), structure = min(zip(near, built, strict=False), key=lambda pair: pair[1].distance(live) if pair[1] else _UNREAD)
+    more = f" ({structure.differs(live)})" if structure else ""
+    return f"no artifact for it; the nearest, {candidate.entry.ref.name}@{candidate.entry.ref.key.short}, differs in {rejected}{more}"
 
 
-def _structure(opening: Opening, candidate: Candidate, rejected: Rejected, path: str, live: Fingerprint) -> str:
-    """What the fingerprints differ in, in words, when they do: two digests tell nobody anything. Nothing is downloaded for it."""
+def _built(opening: Opening, candidate: Candidate, rejected: Rejected, path: str) -> Fingerprint | None:
+    """What an artifact was built for, where its fingerprint differs: two digests tell nobody anything. Nothing is downloaded for it."""
     if f"{path} fingerprint" not in {part for part, _, _ in rejected.differences} or isinstance(opening.store, CachedStore):
-        return ""
+        return None
     try:
         book = read_book(opening.store, opening.guard.admit(opening.store, candidate.entry.digest))
     except CodedError as error:
         set_aside(opening.store, error)
-        return ""
-    return f" ({book.kinds[book.components[rejected.compared[path]]].fingerprint.differs(live)})"
+        return None
+    return book.kinds[book.components[rejected.compared[path]]].fingerprint
 
 
 def fall_back(

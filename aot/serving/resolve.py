@@ -143,8 +143,8 @@ def _goodness(candidate: Candidate, *, modules: Mapping[str, Facts], wish: Facts
     return len(candidate.verdict.degraded), moved, released, "tuning" in candidate.entry.key
 
 
-def nearest(found: list[Candidate], path: str) -> tuple[Candidate, Rejected] | None:
-    """Of the artifacts that do not serve the component at `path`, the one that comes nearest, and the parts that differ.
+def nearest(found: list[Candidate], path: str) -> list[tuple[Candidate, Rejected]]:
+    """Of the artifacts that do not serve the component at `path`, those that come nearest by their keys, and the parts that differ.
 
     One with a component of that class is nearer than any without, then one of the same architecture, then of the same
     structure: what differs in the machine or the mode is told of the user's own model before what differs in another.
@@ -154,7 +154,8 @@ def nearest(found: list[Candidate], path: str) -> tuple[Candidate, Rejected] | N
         for candidate in found
         if (verdict := candidate.verdict.others.get(path) if isinstance(candidate.verdict, Accepted) else candidate.verdict)
     ]
-    return min(rejections, key=lambda pair: _distance(path, pair[1]), default=None)
+    least = min((_distance(path, rejected) for _, rejected in rejections), default=None)
+    return [(candidate, rejected) for candidate, rejected in rejections if _distance(path, rejected) == least]
 
 
 def _distance(path: str, rejected: Rejected) -> tuple[bool, bool, bool, int]:

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.autograd import forward_ad
+
+from aot.model.collector import collected_now, collects_below
 
 _C: Any = torch._C  # private names, checked on torch 2.11.0, 2.13.0 and 2.15.0
 
@@ -25,9 +28,11 @@ class Surroundings(NamedTuple):
     disabled: bool  # torch functions of subclasses
     dtype: torch.dtype
     deterministic: bool
+    collected: tuple[str, ...]  # what of its submodules a model of transformers around this one collects
 
-    def refuses(self) -> str | None:
-        """What around the call no graph can answer for, in words, or None."""
+    def refuses(self, module: nn.Module) -> str | None:
+        """What around a call of `module` no graph can answer for, in words, or None."""
+        hidden = sorted(collects_below(module).intersection(self.collected)) if self.collected else []
         unseen = "which would not see what a graph does"
         reasons: tuple[tuple[Any, str | Callable[[], str]], ...] = (
             (self.autocast, "the call is under autocast, built without"),
@@ -38,6 +43,7 @@ class Surroundings(NamedTuple):
             (self.traced, "the call is traced by torch.jit, which would not see what a graph does"),
             (self.dtype is not torch.float32, f"torch's default dtype is {str(self.dtype).removeprefix('torch.')}, built under float32"),
             (self.deterministic, "deterministic algorithms are asked for, built without"),
+            (hidden, lambda: f"the model around it collects {', '.join(hidden)} of its submodules, which a graph does not hand out"),
         )
         found = next((reason for holds, reason in reasons if holds), None)
         return found() if found and not isinstance(found, str) else found
@@ -62,4 +68,5 @@ def surroundings(device: str) -> Surroundings:
         not _C._is_torch_function_enabled(),
         torch.get_default_dtype(),
         torch.are_deterministic_algorithms_enabled(),
+        collected_now(),
     )

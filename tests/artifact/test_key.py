@@ -89,10 +89,9 @@ def test_the_nearest_artifact_has_a_component_of_the_class_and_is_told_apart_by_
         Candidate(Entry(Ref("x", key.digest), key.digest, created="", size=0, key=dict(key.parts)), judge(key, modules=live, wish=WISH))
         for key in (without, near)
     ]
-    found = nearest(candidates, "unet")
-    assert found is not None
-    assert found[0] is candidates[1]
-    assert [name for name, _, _ in found[1].differences] == ["unet config", "unet fingerprint"]
+    ((found, rejected),) = nearest(candidates, "unet")
+    assert found is candidates[1]
+    assert [name for name, _, _ in rejected.differences] == ["unet config", "unet fingerprint"]
 
 
 def test_the_nearest_artifact_is_of_the_users_own_model_before_it_is_for_the_same_machine() -> None:
@@ -108,7 +107,7 @@ def test_the_nearest_artifact_is_of_the_users_own_model_before_it_is_for_the_sam
     ]
     order = []
     while found := nearest([candidate for candidate in candidates if candidate not in order], "unet"):
-        order.append(found[0])
+        order += [candidate for candidate, _ in found]
     assert order == candidates[::-1]
 
 
