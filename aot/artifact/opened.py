@@ -16,7 +16,7 @@ from aot.artifact.golden import FILE as GOLDEN
 from aot.artifact.golden import Golden
 from aot.artifact.guard import Guard, open_timed
 from aot.artifact.ledger import Ledger
-from aot.artifact.runner import Graph, is_open
+from aot.artifact.runner import Graph, beside, is_open
 from aot.cache_store.digest import Digest
 from aot.cache_store.errors import Corrupt, Malformed, named
 from aot.cache_store.layer import materialise, verify
@@ -58,8 +58,9 @@ def open_graphs(
             components = choose(book, partial(_golden, layer, manifest, blob=blob, into=directory))
         entries = [entry for entry in book.graphs if entry.component in components]
         with ledger.timed("materialise"):
-            digests = {file.path: str(file.digest) for file in manifest.files_of(layer)}
-            files = {entry.file for entry in entries if not is_open(digests[entry.file], device, cudagraphs=cudagraphs)}
+            digests = _digests(layer, manifest)
+            opened = {entry.file for entry in entries if is_open(digests[entry.file], device, cudagraphs=cudagraphs)}
+            files = {name for entry in entries if entry.file not in opened for name in (entry.file, beside(Path(entry.file)).name)}
             needed = [file for file in manifest.files_of(layer) if file.path in files]
             materialise(layer, files=needed, blob=blob, into=directory)
         with ledger.timed("load"), entering():
@@ -73,6 +74,12 @@ def open_graphs(
     ledger.graphs += graphs
     ledger.artifacts += [str(digest)] if graphs else []
     return book, graphs
+
+
+def _digests(layer: Layer, manifest: Manifest) -> dict[str, str]:
+    """What every file of the layer holds; of a library, also what lies beside it."""
+    found = {file.path: str(file.digest) for file in manifest.files_of(layer)}
+    return {path: f"{digest} {found.get(str(beside(Path(path))), '')}".rstrip() for path, digest in found.items()}
 
 
 def read_book(store: Store, admitted: Admitted) -> Book:

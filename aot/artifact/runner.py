@@ -27,6 +27,11 @@ from aot.model.signature import fill
 _CHECK_INPUTS = "AOTI_RUNTIME_CHECK_INPUTS"
 
 
+def beside(library: Path) -> Path:
+    """Where torch's runner looks for the operators that a library leaves to torch itself; most leave none."""
+    return library.with_suffix(".json")
+
+
 class Library:
     """One library of compiled code in this process: opened once however often it is loaded, and kept."""
 
@@ -81,7 +86,8 @@ class Graph:
     __slots__ = ("device", "entry", "hits", "library", "run_flat")
 
     def __init__(self, entry: GraphEntry, library: Path, *, digest: str = "", device: str = "cpu", cudagraphs: bool = False) -> None:
-        """`digest`: of the library's content, by which all of a process share it; the file is read where it was not opened yet.
+        """`digest`: of the content of the library and of what lies beside it, by which all of a process share it; the file is
+        read where it was not opened yet.
 
         Raises LoadFailed when this process cannot open it.
         """

@@ -16,6 +16,7 @@ from aot.artifact.golden import Golden, eager
 from aot.building.plan import Plan
 from aot.machine.device import Device
 from aot.model.capture import in_dtype
+from aot.model.twin import twin
 
 _MOST_FLOP = 3e13  # of one graph: some minutes of a build host; PixArt-XL at 1024x1024 takes 1e13
 _SPARE = 2 << 30  # bytes of memory left to others
@@ -55,7 +56,7 @@ def _too_much(module: nn.Module, names: list[str], entry: GraphEntry, device: De
     with device.tensors(), torch.no_grad():
         args, kwargs = entry.signature.call(entry.signature.zeros())
         with FlopCounterMode(display=False) as counted:
-            cast(Any, module)(*args, **kwargs)
+            cast(Any, twin(module))(*args, **kwargs)
     flop = counted.get_total_flops()
     return f"the eager model takes {flop:.0e} floating-point operations" if flop > _MOST_FLOP else ""
 

@@ -5,6 +5,7 @@ Checked on torch 2.11.0, 2.13.0 and 2.15.0: `torch._inductor.aoti_compile_and_pa
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from torch import nn
 from torch.export import Dim
 
 from aot.artifact.dynamic import DynamicRange, Extent
+from aot.artifact.runner import beside
 from aot.cache_store.errors import CodedError
 from aot.choice import choice
 from aot.errors import BuildFailed, Unsupported
 from aot.model.signature import Form, Signature, flatten
 from aot.model.traced import TracedCode
 from aot.model.tracing import tracing
+from aot.model.twin import twin
 from aot.model.weights import LiveWeights
 from aot.request.mode import Setting
 from aot.request.options import Options
@@ -116,12 +119,13 @@ def compile_graph(
 ) -> tuple[Form, TracedCode]:
     """Compile `module` for calls of `signature`, or of all of `dynamic`, into the shared library `library`.
 
-    Returns its outputs' form and the code it was traced from. `tensors` are of the signature; like the weights they may be
-    fakes. The library takes the module's weights (in the order of LiveWeights.names; none under freezing), then the call's
-    tensors. Raises BuildFailed, Unsupported for traced code that nothing could compare later.
+    Returns its outputs' form and the code it was traced from. Traced is a twin: `module` stays as it is. `tensors` are of the
+    signature; like the weights they may be fakes. The library takes the module's weights (in the order of LiveWeights.names;
+    none under freezing), then the call's tensors. Raises BuildFailed, Unsupported for traced code that nothing could compare later.
     """
     names, weights = _inputs(module, configuration)
-    wrapped = _WeightsInside(module, signature) if configuration.frozen else _WeightsAsInputs(module, names, signature)
+    traced = twin(module)
+    wrapped = _WeightsInside(traced, signature) if configuration.frozen else _WeightsAsInputs(traced, names, signature)
     shapes = None if dynamic is None else ([None] * len(weights), symbols(dynamic))
     package = library.with_suffix(".pt2")
     try:
@@ -212,11 +216,15 @@ def check_options(options: Options) -> None:
 
 
 def _extract_library(package: Path, library: Path) -> None:
+    """The library, and beside it what its proxy executor reads: the operators that run as they do eagerly (complex numbers), if any."""
     with zipfile.ZipFile(package) as archive:
         names = [name for name in archive.namelist() if name.endswith(".so")]
         if len(names) != 1:
             raise BuildFailed(f"expected one library in the compiled package, found {len(names)}.")
         library.write_bytes(archive.read(names[0]))
+        operators = names[0].removesuffix(".so") + ".json"
+        if operators in archive.namelist() and json.loads(raw := archive.read(operators)).get("nodes"):
+            beside(library).write_bytes(raw)
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
@@ -13,6 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # checked on torch 2.11.0, 2.13.0 and 2.15.0
 
 from aot.model.signature import Convention, Form, Signature, TensorSpec, fill, flatten
+from aot.model.twin import twin
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,33 +115,45 @@ class _Recorder:
         return fill(form, iter([spec.zeros() for spec in specs]))
 
     def _fake_run(self, signature: Signature, tensors: list[torch.Tensor]) -> tuple[Form, list[TensorSpec], tuple[BlockCall, ...]]:
-        """Run the module on tensors that have metadata and no data: the strides are the device's own, the time is none."""
-        fake = self._fakes or FakeTensorMode(allow_non_fake_inputs=True)
-        weights: dict[str, torch.Tensor] = {
-            name: tensor if self._fakes else fake.from_tensor(tensor)
-            for name, tensor in [*self._module.named_parameters(), *self._module.named_buffers()]
-        }
-        args, kwargs = signature.call([tensor if isinstance(tensor, FakeTensor) else fake.from_tensor(tensor) for tensor in tensors])
-        seen: list[BlockCall] = []
-        outputs: list[torch.Tensor] = []
-        with ExitStack() as stack, torch.no_grad():
-            for path in self._blocks:
-                stack.callback(_watch(self._module.get_submodule(path), path, seen).remove)
-            recorder, self._module.forward = self._module.forward, self._forward
-            stack.callback(setattr, self._module, "forward", recorder)
-            with fake:
-                form = flatten(torch.func.functional_call(self._module, weights, args, kwargs), outputs)
-        return form, list(map(TensorSpec.of, outputs)), tuple(seen)
+        recorder, self._module.forward = self._module.forward, self._forward
+        try:
+            return fake_run(self._module, signature, tensors, blocks=self._blocks, fakes=self._fakes)
+        finally:
+            self._module.forward = recorder
 
 
-def _watch(block: nn.Module, path: str, seen: list[BlockCall]) -> torch.utils.hooks.RemovableHandle:
+def fake_run(
+    module: nn.Module, signature: Signature, tensors: list[torch.Tensor], *, blocks: Iterable[str], fakes: FakeTensorMode | None = None
+) -> tuple[Form, list[TensorSpec], tuple[BlockCall, ...]]:
+    """Run a twin of the module on tensors that have metadata and no data: the strides are the device's own, the time is none.
+
+    Returns the form and specs of what it returns, and the calls of its submodules at the paths `blocks`. Raises what the module
+    raises, and what torch does where the module asks a tensor for its numbers.
+    """
+    fake = fakes or FakeTensorMode(allow_non_fake_inputs=True)
+    ran = twin(module)
+    weights: dict[str, torch.Tensor] = {
+        name: tensor if isinstance(tensor, FakeTensor) else fake.from_tensor(tensor)
+        for name, tensor in [*ran.named_parameters(), *ran.named_buffers()]
+    }
+    args, kwargs = signature.call([tensor if isinstance(tensor, FakeTensor) else fake.from_tensor(tensor) for tensor in tensors])
+    seen: list[BlockCall] = []
+    outputs: list[torch.Tensor] = []
+    for path in blocks:
+        _watch(ran.get_submodule(path), path, seen)
+    with torch.no_grad(), fake:
+        form = flatten(torch.func.functional_call(ran, weights, args, kwargs), outputs)
+    return form, list(map(TensorSpec.of, outputs)), tuple(seen)
+
+
+def _watch(block: nn.Module, path: str, seen: list[BlockCall]) -> None:
     convention = Convention(block.forward)
 
     def write_down(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         signature, _tensors = Signature.of(*convention.canonical(args, kwargs))
         seen.append(BlockCall(path, signature))
 
-    return block.register_forward_pre_hook(write_down, with_kwargs=True)
+    block.register_forward_pre_hook(write_down, with_kwargs=True)
 
 
 def _dense(tensor: torch.Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MethodType
@@ -86,6 +86,14 @@ class Fingerprint:
             moved = next(there for (here, _), (there, _) in pairs if here != there)
             return f"the submodules are in another order, the first that moved is {moved!r}"
         return None
+
+    def without(self, attributes: Collection[str]) -> Self:
+        """Without these attributes of the module itself, which no code of it reads."""
+        if not attributes or not self.lines:
+            return self
+        (path, words), *others = self.lines
+        kept = tuple(word for word in words if word.partition("=")[0] not in attributes)
+        return type(self)(((path, kept), *others), self.unknown, self.met)
 
     def distance(self, live: Fingerprint) -> int:
         """How many lines only one of the two has."""
