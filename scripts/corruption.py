@@ -215,7 +215,7 @@ def aot_corpus(work: Path, home: Path) -> Corpus:
 
 def build_store(home: Path) -> Path:
     """The smallest artifact there is, with the threads and workers that a build has otherwise."""
-    request = Request("pixart-alpha", "tiny", (Shape(64, 64),), "cpu", Options(), components=("transformer",))
+    request = Request("pixart-alpha", "tiny", (Shape(64, 64),), gpu="cpu", options=Options(), components=("transformer",))
     environ = {name: value for name, value in os.environ.items() if name not in ALONE}
     build(request, LocalStore(home), progress=partial(print, file=sys.stderr), environ=environ)
     return home

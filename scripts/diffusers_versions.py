@@ -81,7 +81,7 @@ class Failed(Exception): ...
 def request_of(case: str) -> Request:
     name, component = CASES[case]
     shape = find(name).variant("tiny").shape
-    return Request(name, "tiny", (shape,), "cpu", Options(), components=(component,), cache_layer=False)
+    return Request(name, "tiny", (shape,), gpu="cpu", options=Options(), components=(component,), cache_layer=False)
 
 
 def trace(case: str, folder: Path) -> Answer:

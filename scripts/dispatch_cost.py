@@ -117,7 +117,7 @@ def main() -> None:
     os.environ.setdefault("NEXFORT_GRAPH_CACHE", "1")
 
     recipe = find(given.recipe)
-    plan = make_plan(recipe, Request(recipe.name, given.variant, (recipe.variant(given.variant).shape,), "cpu", Options()))
+    plan = make_plan(recipe, Request(recipe.name, given.variant, (recipe.variant(given.variant).shape,), gpu="cpu", options=Options()))
     name = next(name for name in ("transformer", "unet") if name in plan.modules)
     aot.compile(plan.modules[name], on_miss="error")
     call = next(call for call in plan.calls if call.component == name)

@@ -107,7 +107,14 @@ def machine() -> dict[str, Any]:
 def request_for(recipe: str, shape: str, gpu: str, arguments: argparse.Namespace, mode: str) -> Request:
     options = Options.parse({"mode": mode, "memory_format": "channels_last"})
     request = Request(
-        recipe, arguments.variant, (Shape.parse(shape),), gpu, options, dtype=arguments.dtype, cache_layer=False, untuned=arguments.untuned
+        recipe,
+        arguments.variant,
+        (Shape.parse(shape),),
+        gpu=gpu,
+        options=options,
+        dtype=arguments.dtype,
+        cache_layer=False,
+        untuned=arguments.untuned,
     )
     request.check(find(recipe))
     return request
@@ -130,7 +137,7 @@ def crossbuilt(row: Row, store: LocalStore, gpu: str) -> dict[str, Any]:
     components = tuple(name.split("/")[1] for name in key if name.endswith("/class"))
     options = Options.parse({"mode": key["mode"], "memory_format": key["memory_format"]})
     shapes = tuple(map(Shape.parse, key["shapes"].split()))
-    request = Request(recipe.name, key["variant"], shapes, gpu, options, dtype=dtype, scope=key["scope"], components=components)
+    request = Request(recipe.name, key["variant"], shapes, gpu=gpu, options=options, dtype=dtype, scope=key["scope"], components=components)
     plan = make_plan(recipe, request)
     calls = [(plan.modules[call.component], *call.signature.call(call.tensors)) for call in plan.calls]
     others = tuple(path for path in PIPELINE_COMPONENTS if path not in components)

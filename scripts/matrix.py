@@ -28,8 +28,8 @@ from aot.cache_store.root import default_root
 from aot.environment import GRAPH_CACHE
 from aot.machine.target import Target
 from aot.recipes import RECIPES
+from aot.request.compilation import SCOPES
 from aot.request.options import Options
-from aot.request.recipe import SCOPES
 from aot.request.request import DTYPES, Request
 
 
@@ -37,7 +37,7 @@ def lines(arguments: argparse.Namespace) -> Iterator[Request]:
     for name, scope, dtype, dynamic in product(arguments.only, arguments.scope, arguments.dtype, (False, True)):
         shape = RECIPES[name].variant(arguments.variant).shape
         options = Options.parse({"dynamic": dynamic})
-        yield Request(name, arguments.variant, (shape,), "cpu", options, dtype=dtype, scope=scope, cache_layer=False)
+        yield Request(name, arguments.variant, (shape,), gpu="cpu", options=options, dtype=dtype, scope=scope, cache_layer=False)
 
 
 def run(request: Request, store: LocalStore) -> dict[str, Any]:

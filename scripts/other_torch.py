@@ -31,7 +31,7 @@ def main() -> None:
     (row,) = listing(LocalStore(folder))
     recipe = find(row.ref.name)
     shape = recipe.variant("tiny").shape
-    plan = make_plan(recipe, Request(recipe.name, "tiny", (shape,), "cpu", Options()))
+    plan = make_plan(recipe, Request(recipe.name, "tiny", (shape,), gpu="cpu", options=Options()))
     calls = [(plan.modules[call.component], *call.signature.call(call.tensors)) for call in plan.calls]
     found = {"built by": row.part("target.torch"), "loaded by": torch.__version__, "refused": False}
     with torch.inference_mode():

@@ -35,7 +35,7 @@ def serve(name: str, variant: str, steps: int) -> dict[str, Any]:
     recipe = find(name)
     row = recipe.variant(variant)
     options = Options.parse({"dynamic": True})
-    request = Request(name, variant, (row.shape,), "cpu", options, cache_layer=False)
+    request = Request(name, variant, (row.shape,), gpu="cpu", options=options, cache_layer=False)
     request.check(recipe)
     store = LocalStore(default_root(os.environ))
     built = build(request, store, progress=print, environ=os.environ)

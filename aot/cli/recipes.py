@@ -7,8 +7,9 @@ from typing import Any
 from aot.cli.request import Json
 from aot.cli.text import print_json, print_records
 from aot.recipes import RECIPES
+from aot.request.compilation import SCOPES
 from aot.request.mode import COMBINATIONS, WORDS
-from aot.request.recipe import SCOPES, Recipe
+from aot.request.recipe import Recipe
 
 
 def recipes(json: Json = False) -> None:

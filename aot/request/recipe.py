@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline, SchedulerMixin
 
-SCOPES = ("whole", "regional")
 BOUNDS = (64, 2048)  # pixels a side, of dynamic graphs: beyond, an index of a GPU kernel may need more than 32 bits
 
 

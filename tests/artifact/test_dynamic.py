@@ -124,7 +124,7 @@ def test_the_seeds_own_sizes_are_in_exactly_one_bucket_of_each_component(name: s
 @pytest.mark.parametrize("name", ["pixart-alpha", "latte", "sdxl", "sd3"])  # the others are the same classes
 def test_a_dynamic_plan_has_a_range_a_bucket_and_each_call_is_in_exactly_one(name: str) -> None:
     recipe = find(name)
-    request = Request(name, "tiny", (recipe.variant("tiny").shape,), "cpu", Options.parse({"dynamic": True}))
+    request = Request(name, "tiny", (recipe.variant("tiny").shape,), gpu="cpu", options=Options.parse({"dynamic": True}))
     plan = make_plan(recipe, request)
     for path, item in ((item.path, item) for item in recipe.pick(())):
         ranges = [unit.dynamic for unit in plan.units if unit.component == path]
