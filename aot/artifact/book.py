@@ -14,16 +14,18 @@ from aot.errors import LoadFailed
 from aot.model.fingerprint import Fingerprint
 from aot.model.signature import Form, Signature, TensorSpec, form_from_json, form_to_json
 from aot.model.traced import TracedCode
+from aot.model.writes import SAME
 
 FILE = "book.json"
-_FORM = 2  # since code that was traced is compared, and not versions
+_FORM = 3  # since graphs write into their arguments; 2: since code that was traced is compared, and not versions
 
 
 @dataclass(frozen=True, slots=True)
 class GraphEntry:
     """One compiled graph. `paths` are the submodules of the component that run through it, `""` being the component.
 
-    It serves the calls of `signature`, and with `dynamic` all of that range. A `frozen` one has its weights inside.
+    It serves the calls of `signature`, and with `dynamic` all of that range. A `frozen` one has its weights inside. Its results
+    are what the module returns, of the form `outputs`, then what it writes.
     """
 
     component: str
@@ -34,19 +36,24 @@ class GraphEntry:
     outputs: Form
     dynamic: DynamicRange | None = None
     frozen: bool = False
+    writes: Form = SAME  # what the call leaves in the lists it was given
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What the submodules of one kind share: their structure, the weights a graph of that kind takes, in order, and its code."""
+    """What the submodules of one kind share: their structure, the weights a graph of that kind takes, in order, and its code.
+
+    `unread` are attributes of the submodules themselves that no code of theirs reads: which block it is, by number.
+    """
 
     fingerprint: Fingerprint
     weights: tuple[tuple[str, TensorSpec], ...] = ()
     code: TracedCode = field(default_factory=TracedCode)
+    unread: tuple[str, ...] = ()
 
     def differs(self, module: nn.Module, live: Fingerprint) -> str | None:
         """What makes `module`, whose fingerprint is `live`, another than the graphs were built from, in words, or None."""
-        return self.fingerprint.differs(live) or self.code.differs(module)
+        return self.fingerprint.differs(live.without(self.unread)) or self.code.differs(module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,7 @@ def _graph_to_json(entry: GraphEntry) -> dict[str, Any]:
         "outputs": form_to_json(entry.outputs),
         "dynamic": entry.dynamic and entry.dynamic.to_json(),
         "frozen": entry.frozen,
+        "writes": form_to_json(entry.writes),
     }
 
 
@@ -104,12 +112,13 @@ def _graph_from_json(value: dict[str, Any]) -> GraphEntry:
         outputs=form_from_json(value["outputs"]),
         dynamic=value["dynamic"] and DynamicRange.from_json(value["dynamic"]),
         frozen=value["frozen"],
+        writes=form_from_json(value["writes"]),
     )
 
 
 def _kind_to_json(kind: Kind) -> dict[str, Any]:
     weights = [[name, spec.to_json()] for name, spec in kind.weights]
-    return {"fingerprint": kind.fingerprint.to_json(), "weights": weights, "code": kind.code.to_json()}
+    return {"fingerprint": kind.fingerprint.to_json(), "weights": weights, "code": kind.code.to_json(), "unread": list(kind.unread)}
 
 
 def _kind_from_json(value: dict[str, Any]) -> Kind:
@@ -117,4 +126,5 @@ def _kind_from_json(value: dict[str, Any]) -> Kind:
         fingerprint=Fingerprint.from_json(value["fingerprint"]),
         weights=tuple((name, TensorSpec.from_json(spec)) for name, spec in value["weights"]),
         code=TracedCode.from_json(value["code"]),
+        unread=tuple(value["unread"]),
     )

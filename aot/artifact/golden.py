@@ -17,6 +17,7 @@ from aot.artifact.book import Book, GraphEntry
 from aot.artifact.cudagraph import Run
 from aot.cache_store.canonical import decode, encode
 from aot.model.signature import TensorSpec, flatten
+from aot.model.writes import written
 
 FILE = "golden.json"
 _PERIOD = 8191  # a prime: no width of a layer divides it, so no two rows of a weight are alike
@@ -61,6 +62,7 @@ def eager(module: nn.Module, names: list[str], entry: GraphEntry, tensors: list[
     args, kwargs = entry.signature.call(tensors[len(names) :])
     outputs: list[torch.Tensor] = []
     flatten(torch.func.functional_call(module, dict(zip(names, tensors, strict=False)), args, kwargs), outputs)
+    written(entry.signature.form, tensors[len(names) :], (args, kwargs), outputs)
     return outputs
 
 
@@ -68,12 +70,12 @@ def inputs(book: Book, place: int, device: str | None = None) -> list[torch.Tens
     """The golden inputs of a graph: weights, then the call's tensors; on `device`, else where the graph wants them."""
     entry = book.graphs[place]
     weights = () if entry.frozen else book.kinds[entry.kind].weights
-    made = [_tensor(spec, number, weight=True, device=device) for number, (_, spec) in enumerate(weights)]
+    made = [noise(spec, number, weight=True, device=device) for number, (_, spec) in enumerate(weights)]
     calls = enumerate(entry.signature.specs, len(made))
-    return made + [_tensor(spec, number, weight=False, device=device) for number, spec in calls]
+    return made + [noise(spec, number, weight=False, device=device) for number, spec in calls]
 
 
-def _tensor(spec: TensorSpec, number: int, *, weight: bool, device: str | None) -> torch.Tensor:
+def noise(spec: TensorSpec, number: int, *, weight: bool, device: str | None = None) -> torch.Tensor:
     """Normal noise made by Python, whose generator is the same in every version, begun elsewhere in each tensor; ones where the
     dtype is none of floats.
 
@@ -84,14 +86,14 @@ def _tensor(spec: TensorSpec, number: int, *, weight: bool, device: str | None) 
     if not dtype.is_floating_point:
         flat = torch.ones(spec.span, dtype=dtype)
     else:
-        flat = _noise().roll(_STEP * number).repeat(-(-spec.span // _PERIOD))[: spec.span]
+        flat = _period().roll(_STEP * number).repeat(-(-spec.span // _PERIOD))[: spec.span]
         if weight:
             flat = flat / math.sqrt(max(math.prod(spec.shape[1:]), 1)) if len(spec.shape) > 1 else 0.5 + 0.1 * flat
     return flat.to(dtype).to(device or spec.device).as_strided(spec.shape, spec.stride)
 
 
 @cache
-def _noise() -> torch.Tensor:
+def _period() -> torch.Tensor:
     generator = random.Random(0)  # noqa: S311
     return torch.tensor([generator.gauss(0, 1) for _ in range(_PERIOD)], dtype=torch.float32)
 

@@ -20,6 +20,7 @@ from aot.artifact.cudagraph import Recorder, Replayed, Run
 from aot.errors import LoadFailed
 from aot.machine.device import wait_for_device
 from aot.model.signature import fill
+from aot.model.writes import SAME, write
 
 # The library's own comparison of every input with what it was compiled for; each reads this once, at its first call. It costs
 # four times what the dispatcher's does, which sees more (types, memory): left to those who ask for it. What the environment
@@ -106,9 +107,9 @@ class Graph:
         self.run_flat = self.library.first(entering)
 
     @property
-    def asynchronous(self) -> bool:
-        """Whether a call returns before its device has computed."""
-        return self.device.type == "cuda"
+    def launches_first(self) -> bool:
+        """Whether a call returns before its device has computed, and leaves nothing that could not be dropped."""
+        return self.device.type == "cuda" and self.entry.writes == SAME
 
     def replay(self, recorder: Recorder, spent: Callable[[float], None]) -> None:
         """From now on record the launches of each call's shape once, and replay them."""
@@ -122,12 +123,20 @@ class Graph:
         blocks = f" x{len(self.entry.paths)} blocks" if self.entry.paths != ("",) else ""
         return f"{self.entry.component}{blocks} {self.entry.signature}"
 
-    def run(self, tensors: list[torch.Tensor]) -> Any:
-        """Raises RuntimeError, before computing, when a tensor is not what the graph was compiled for."""
-        outputs = self.run_flat(tensors)
-        if self.entry.outputs == ("tuple", ("tensor",)):  # every denoiser, at every step
-            return (outputs[0],)
-        return fill(self.entry.outputs, iter(outputs))
+    def run(self, tensors: list[torch.Tensor], call: Callable[[], Any] = tuple) -> Any:
+        """What the module would return; what it would write is written into `call()`, its canonical arguments.
+
+        Raises RuntimeError, before computing, when a tensor is not what the graph was compiled for.
+        """
+        results = self.run_flat(tensors)
+        if self.entry.writes == SAME:
+            if self.entry.outputs == ("tuple", ("tensor",)):  # every denoiser, at every step
+                return (results[0],)
+            return fill(self.entry.outputs, iter(results))
+        found = iter(results)
+        returned = fill(self.entry.outputs, found)
+        write(self.entry.writes, call(), found)
+        return returned
 
 
 @dataclass(slots=True)

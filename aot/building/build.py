@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from datetime import UTC, datetime
 from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aot.artifact.key import Key
 from aot.artifact.opened import CACHE, GRAPH
@@ -30,7 +31,12 @@ from aot.environment import INDUCTOR_DIRECTORY, SIGNING_KEY
 from aot.errors import BadEnvironment, BuildFailed
 from aot.machine.sku import CPU
 from aot.machine.target import Target
+from aot.request.compilation import Compilation
+from aot.request.recorded import Recorded
 from aot.request.request import Request
+
+if TYPE_CHECKING:
+    from aot.request.record import Record
 
 # Inductor's own bookkeeping of one machine, worthless elsewhere: lock files, and C++ headers it precompiled for itself
 _NOT_SHIPPED = ("locks", "precompiled_headers", "tmp")
@@ -48,15 +54,17 @@ class Built:
 
 
 def build(
-    request: Request,
+    request: Request | Recorded,
     store: LocalStore,
     *,
+    record: Record | None = None,
     progress: Progress,
     environ: Mapping[str, str],
     rebuild: bool = False,
     interpreter: Interpreter | None = None,
 ) -> Built:
-    """Build the artifact that `request` asks for and commit it to `store`; the store's own if it is there already.
+    """Build the artifact that `request` asks for, of a recipe or of `record`, and commit it to `store`; the store's own
+    if it is there already.
 
     Compilation runs in fresh processes with fresh compiler caches; what they print goes to a log beside the store. Two builds
     of one key at once make one artifact. On any error, or when killed, nothing is stored. `interpreter`: the Python, and so
@@ -75,13 +83,17 @@ def build(
         graphs = work / GRAPH
         graphs.mkdir()
         started = time.perf_counter()
-        message = {"request": request.to_json(), "directory": str(graphs)}
+        message: dict[str, Any] = {"request": request.to_json(), "directory": str(graphs)}
+        if record:
+            packed = work / "record"
+            record.pack(packed)
+            message |= {"record": str(packed), "path": sys.path}
         compiling = {**fresh(environ, work / "inductor"), **_tools(request, store.root / "toolchain", environ, compiled_by)}
         with Process("graphs", message, log=log, environ=compiling, python=compiled_by.python) as child:
             events = child.events()
             planned = wait_for(events, "key", progress)
             key = Key(planned["parts"])
-            ref = Ref(request.recipe, key.digest)
+            ref = Ref(request.name, key.digest)
             with store.building(ref) as waited:
                 present = store.resolve(ref)
                 if present and (waited or not rebuild):
@@ -92,16 +104,16 @@ def build(
                 done = wait_for(events, "done", lambda found: progress(replace(found, expected=took.get(found.component))))
                 kinds = [GRAPH]
                 if request.cache_layer:
-                    _fill_cache(request, work / CACHE, log=log, environ=environ, python=compiled_by.python, progress=progress)
+                    _fill_cache(message, work / CACHE, log=log, environ=environ, python=compiled_by.python, progress=progress)
                     kinds.append(CACHE)
                 producer = {**_producer(), **planned["versions"], "cold_build": f"{time.perf_counter() - started:.1f}"}
                 with stage(progress, "pack and store"):
-                    manifest, blobs = _pack(work, kinds, key=key, name=request.recipe, done=done, producer=producer)
+                    manifest, blobs = _pack(work, kinds, key=key, name=request.name, done=done, producer=producer)
                     digest = store.commit(ref, manifest.encode(), blobs, envelope=_signed(manifest.encode(), keys))
     return Built(ref, digest, manifest, fresh=True, log=log)
 
 
-def check_host(request: Request, environ: Mapping[str, str], interpreter: Interpreter | None = None) -> None:
+def check_host(request: Compilation, environ: Mapping[str, str], interpreter: Interpreter | None = None) -> None:
     """Raises BadEnvironment or BadInput when this host cannot build `request`. Imports no torch: a wrong host is told at once."""
     find_compiler(environ)
     if interpreter is None:
@@ -110,7 +122,7 @@ def check_host(request: Request, environ: Mapping[str, str], interpreter: Interp
         find_toolkit(environ, (interpreter or Interpreter()).path, nvcc=bool(request.also))
 
 
-def _tools(request: Request, directory: Path, environ: Mapping[str, str], interpreter: Interpreter) -> dict[str, str]:
+def _tools(request: Compilation, directory: Path, environ: Mapping[str, str], interpreter: Interpreter) -> dict[str, str]:
     """The variables by which torch finds the compiler, and for a GPU a CUDA toolkit."""
     compiler = write_compiler(directory, request.gpu, environ)
     # by name, not by path, which is another one for each store
@@ -127,8 +139,10 @@ def _tools(request: Request, directory: Path, environ: Mapping[str, str], interp
     return tools
 
 
-def _fill_cache(request: Request, directory: Path, *, log: Path, environ: Mapping[str, str], python: str, progress: Progress) -> None:
-    with Process("cache", {"request": request.to_json()}, log=log, environ=fresh(environ, directory), python=python) as child:
+def _fill_cache(
+    message: Mapping[str, Any], directory: Path, *, log: Path, environ: Mapping[str, str], python: str, progress: Progress
+) -> None:
+    with Process("cache", message, log=log, environ=fresh(environ, directory), python=python) as child:
         wait_for(child.events(), "done", progress)
     strip(directory)
 
@@ -189,10 +203,10 @@ def _producer() -> dict[str, str]:
     return {package: version(package) for package in ("aot", "zstandard")}
 
 
-def _log(store: LocalStore, request: Request) -> Path:
+def _log(store: LocalStore, request: Request | Recorded) -> Path:
     folder = store.root / "logs"
     folder.mkdir(mode=0o700, exist_ok=True)
-    return folder / f"{request.recipe}-{request.variant}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.log"
+    return folder / f"{request.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.log"
 
 
 def fresh(environ: Mapping[str, str], directory: Path) -> dict[str, str]:

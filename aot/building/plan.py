@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -23,6 +23,7 @@ from aot.model.fusion import fuse_qkv
 from aot.model.ip_adapter import live_scale
 from aot.model.memory_format import to_channels_last
 from aot.model.signature import Signature
+from aot.request.compilation import Compilation
 from aot.request.example import Example
 from aot.request.recipe import Bucket, Recipe
 from aot.request.request import Request
@@ -63,6 +64,7 @@ class Plan:
     checks: list[Call]
     units: list[Unit]
     key: Key
+    unread: tuple[str, ...] = ()  # attributes of blocks that none of their code reads
 
     def sites(self) -> list[nn.Module]:
         """The submodules that the units are about."""
@@ -100,9 +102,9 @@ def make_plan(recipe: Recipe, request: Request, device: Device | None = None) ->
     device = device or Device.of(request.gpu)
     pipeline, modules = prepare(recipe, request, device)
     picked = {item.path: item for item in recipe.pick(request.components)}
-    fingerprints = {path: _fingerprint(module, device, path) for path, module in modules.items()}
+    fingerprints = {path: fingerprint_of(module, device, path) for path, module in modules.items()}
     blocks = {path: block_paths(modules[path], item.blocks) if request.scope == "regional" else [] for path, item in picked.items()}
-    kinds, kind_of = _kinds(modules, fingerprints, blocks, device)
+    kinds, kind_of = kinds_of(modules, fingerprints, blocks, device)
 
     def record(examples: Iterable[Example]) -> list[Call]:
         with recording(modules, blocks, device.fakes) as calls, torch.no_grad(), device.tensors():
@@ -123,7 +125,7 @@ def make_plan(recipe: Recipe, request: Request, device: Device | None = None) ->
             if (call.component, call.signature) not in asked
         ]
     else:
-        units = _units([(call, _inner(call)) for call in calls], kind_of)
+        units = units_of([(call, inner(call)) for call in calls], kind_of)
     return Plan(pipeline, modules, fingerprints, kinds, calls, checks, units, _key(request, modules, fingerprints, units))
 
 
@@ -132,7 +134,7 @@ _KindOf: TypeAlias = Callable[[str, str], Digest]
 _Inner: TypeAlias = list[tuple[str, Signature, DynamicRange | None]]  # of the component itself (path "") or of its blocks
 
 
-def _fingerprint(module: nn.Module, device: Device, name: str) -> Fingerprint:
+def fingerprint_of(module: nn.Module, device: Device, name: str) -> Fingerprint:
     """Raises Unsupported where something of the module has no exact description: nobody could tell later whether it is the same."""
     found = Fingerprint.of(module, fakes=device.fakes is not None)
     if found.unknown:
@@ -142,26 +144,31 @@ def _fingerprint(module: nn.Module, device: Device, name: str) -> Fingerprint:
     return found
 
 
-def _kinds(
-    modules: dict[str, nn.Module], fingerprints: dict[str, Fingerprint], blocks: dict[str, list[str]], device: Device
+def kinds_of(
+    modules: dict[str, nn.Module],
+    fingerprints: dict[str, Fingerprint],
+    blocks: dict[str, list[str]],
+    device: Device,
+    unread: Collection[str] = (),
 ) -> tuple[_Kinds, _KindOf]:
     """The kinds among components and blocks, and which kind each is of: identical blocks are compiled once."""
     kinds: _Kinds = {}
     table: dict[tuple[str, str], Digest] = {}
     for component_path, module in modules.items():
         for path in blocks[component_path] or [""]:
-            whole = fingerprints[component_path]
-            fingerprint = _fingerprint(module.get_submodule(path), device, f"{component_path}.{path}") if path else whole
+            fingerprint = fingerprints[component_path]
+            if path:
+                fingerprint = fingerprint_of(module.get_submodule(path), device, f"{component_path}.{path}").without(unread)
             kinds.setdefault(fingerprint.digest, (module.get_submodule(path), fingerprint))
             table[component_path, path] = fingerprint.digest
     return kinds, lambda component_path, path: table[component_path, path]
 
 
-def _inner(call: Call) -> _Inner:
+def inner(call: Call) -> _Inner:
     return [(block.path, block.signature, None) for block in call.blocks] or [("", call.signature, None)]
 
 
-def _units(calls: Iterable[tuple[Call, _Inner]], kind_of: _KindOf) -> list[Unit]:
+def units_of(calls: Iterable[tuple[Call, _Inner]], kind_of: _KindOf) -> list[Unit]:
     grouped: dict[tuple[str, Digest, Signature, torch.dtype, DynamicRange | None], dict[str, None]] = {}
     for call, inner in calls:
         for path, signature, dynamic in inner:
@@ -185,12 +192,12 @@ def _dynamic_units(
             for calls in zip(*runs, strict=True):
                 if bucket in buckets[calls[0].component]:
                     found.append((calls[0], _fitted(calls, sizes, bucket)))
-    return _units(found, kind_of)
+    return units_of(found, kind_of)
 
 
 def _fitted(calls: tuple[Call, ...], sizes: tuple[Size, ...], bucket: Bucket) -> _Inner:
     fitted: _Inner = []
-    for same in zip(*map(_inner, calls), strict=True):
+    for same in zip(*map(inner, calls), strict=True):
         (path, signature, _), *_ = same
         signatures = [other for _, other, _ in same]
         varies = any(other != signature for other in signatures)
@@ -199,14 +206,29 @@ def _fitted(calls: tuple[Call, ...], sizes: tuple[Size, ...], bucket: Bucket) ->
 
 
 def _key(request: Request, modules: dict[str, nn.Module], fingerprints: dict[str, Fingerprint], units: list[Unit]) -> Key:
+    return key_of(
+        request,
+        {
+            "recipe": request.recipe,
+            "variant": "weights" if request.weights else request.variant,
+            "shapes": " ".join(map(str, request.shapes)),
+            "batch": " ".join(map(str, request.batches)),
+            "guidance": request.guidance,
+            "frames": " ".join(map(str, request.frames)),
+            "dynamic": str(request.options.dynamic).lower(),
+        },
+        modules,
+        fingerprints,
+        units,
+    )
+
+
+def key_of(
+    request: Compilation, about: dict[str, str], modules: dict[str, nn.Module], fingerprints: dict[str, Fingerprint], units: list[Unit]
+) -> Key:
+    """The key of a build: `about` what was asked for, how it is compiled, and every component with the signatures served of it."""
     parts = {
-        "recipe": request.recipe,
-        "variant": "weights" if request.weights else request.variant,
-        "shapes": " ".join(map(str, request.shapes)),
-        "batch": " ".join(map(str, request.batches)),
-        "guidance": request.guidance,
-        "frames": " ".join(map(str, request.frames)),
-        "dynamic": str(request.options.dynamic).lower(),
+        **about,
         "scope": request.scope,
         "layers": "graph cache" if request.cache_layer else "graph",
         **({"tuning": "heuristics"} if request.untuned else {}),

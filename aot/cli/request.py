@@ -9,9 +9,9 @@ import typer
 
 from aot.choice import choice
 from aot.errors import BadInput
-from aot.machine.sku import CPU, find_sku
 from aot.recipes import find
-from aot.request.mode import COMBINATIONS, TIMED_OPTIONS, WORDS
+from aot.request.compilation import on_machine
+from aot.request.mode import COMBINATIONS, WORDS
 from aot.request.options import DEFAULT_MODE, Options
 from aot.request.recipe import Recipe
 from aot.request.request import Request
@@ -81,10 +81,7 @@ def parse(
     here: bool = True,
 ) -> tuple[Recipe, Request]:
     """The recipe and the checked request. `here`: whether the GPU is. Raises BadInput or Unsupported naming the option."""
-    gpu = gpu if gpu == CPU else find_sku(gpu).alias
-    simulate = not here
-    # who asks for no mode gets what can be built here; who asks for one gets that, or is told why not
-    implied = simulate and not mode_given and not TIMED_OPTIONS & set(options.options_of_inductor)
+    machine = on_machine(gpu, options, here=here, mode_given=mode_given, cache_layer=cache_layer, untuned=untuned, also=also)
     found = find(recipe)
     row = found.variant(variant)
     request = Request(
@@ -94,17 +91,12 @@ def parse(
         batches=tuple(dict.fromkeys(batches)) or (1,),
         guidance=guidance,
         frames=tuple(dict.fromkeys(frames)),
-        gpu=gpu,
-        options=options,
         dtype=dtype,
         scope=scope,
         components=tuple(dict.fromkeys(filter(None, components.split(",")))),
         weights=weights,
         fuse_qkv=fuse_qkv,
-        cache_layer=cache_layer and not simulate,  # it is what torch.compile leaves behind when it runs on the device
-        simulate=simulate,
-        untuned=untuned or implied,
-        also=tuple(dict.fromkeys(also)),
+        **machine,
     )
     request.check(found)
     return found, request

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from aot.cache_store.errors import CodedError
 from aot.compiler.process import Parent
 from aot.errors import BuildFailed
 from aot.recipes import find
+from aot.request.compilation import Compilation
+from aot.request.recorded import Recorded
 from aot.request.request import Request
 
 
@@ -39,17 +42,12 @@ def _do(name: str, message: dict[str, Any], parent: Parent) -> None:
 
         sing(message, parent)
         return
+    if name in ("graphs", "cache"):
+        _build(name, message, parent)
+        return
     request = Request.from_json(message["request"])
     recipe = find(request.recipe)
     match name:
-        case "graphs":
-            from aot.building.graphs import compile_artifact
-
-            compile_artifact(recipe, request, Path(message["directory"]), parent)
-        case "cache":
-            from aot.building.graphs import fill_cache
-
-            fill_cache(recipe, request, parent)
         case "calls":
             from aot.benchmark.measure import save_calls
 
@@ -60,6 +58,28 @@ def _do(name: str, message: dict[str, Any], parent: Parent) -> None:
             measure(recipe, request, message, parent)
         case _:
             raise BuildFailed(f"unknown task {name!r}.")
+
+
+def _build(name: str, message: dict[str, Any], parent: Parent) -> None:
+    from aot.building.graphs import Planned, compile_artifact, fill_cache
+    from aot.building.plan import make_plan
+    from aot.building.recorded import plan_recorded
+    from aot.request.record import Record
+
+    request: Compilation
+    planned: Planned
+    if "record" in message:
+        request = recorded = Recorded.from_json(message["request"])
+        sys.path += [folder for folder in message["path"] if folder not in sys.path]  # where the recorded modules' code is
+        record = Record.unpack(Path(message["record"]))
+        planned = partial(plan_recorded, record, recorded)
+    else:
+        request = made = Request.from_json(message["request"])
+        planned = partial(make_plan, find(made.recipe), made)
+    if name == "graphs":
+        compile_artifact(planned, request, Path(message["directory"]), parent)
+    else:
+        fill_cache(planned, request, parent)
 
 
 if __name__ == "__main__":

@@ -27,14 +27,33 @@ from aot.model.traced import TracedCode
 from aot.model.tracing import tracing
 from aot.model.twin import twin
 from aot.model.weights import LiveWeights
+from aot.model.writes import SAME, written
 from aot.request.mode import Setting
 from aot.request.options import Options
 
 
 class _Returned:
-    """The form of what a module returned. An object of its own: export puts back attributes and lists that tracing changes."""
+    """The form of what a module returned, and of what it wrote into its arguments. An object of its own: export puts back
+    attributes and lists that tracing changes."""
 
     form: Form = ()
+    writes: Form = SAME
+
+    def take(self, returned: Any, call: tuple[Any, Any], signature: Signature, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """All results, as tensors."""
+        found: list[torch.Tensor] = []
+        self.form = flatten(returned, found)
+        self.writes = written(signature.form, tensors, call, found)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What a graph returns and writes, and the code it was traced from."""
+
+    outputs: Form
+    writes: Form
+    code: TracedCode
 
 
 class _WeightsAsInputs(nn.Module):
@@ -50,10 +69,8 @@ class _WeightsAsInputs(nn.Module):
 
     def forward(self, weights: list[torch.Tensor], tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         args, kwargs = self.signature.call(tensors)
-        found: list[torch.Tensor] = []
         returned = torch.func.functional_call(self.module, dict(zip(self.names, weights, strict=True)), args, kwargs)
-        self.returned.form = flatten(returned, found)
-        return found
+        return self.returned.take(returned, (args, kwargs), self.signature, tensors)
 
 
 class _WeightsInside(nn.Module):
@@ -66,9 +83,7 @@ class _WeightsInside(nn.Module):
 
     def forward(self, _weights: list[torch.Tensor], tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         args, kwargs = self.signature.call(tensors)
-        found: list[torch.Tensor] = []
-        self.returned.form = flatten(self.module(*args, **kwargs), found)
-        return found
+        return self.returned.take(self.module(*args, **kwargs), (args, kwargs), self.signature, tensors)
 
 
 # The number of cores that serve is not the number that built: without this the code, and Inductor's own key, hold the latter
@@ -116,12 +131,12 @@ def compile_graph(
     dynamic: DynamicRange | None,
     configuration: Configuration,
     library: Path,
-) -> tuple[Form, TracedCode]:
+) -> Traced:
     """Compile `module` for calls of `signature`, or of all of `dynamic`, into the shared library `library`.
 
-    Returns its outputs' form and the code it was traced from. Traced is a twin: `module` stays as it is. `tensors` are of the
-    signature; like the weights they may be fakes. The library takes the module's weights (in the order of LiveWeights.names;
-    none under freezing), then the call's tensors. Raises BuildFailed, Unsupported for traced code that nothing could compare later.
+    Traced is a twin: `module` stays as it is. `tensors` are of the signature; like the weights they may be fakes. The library
+    takes the module's weights (in the order of LiveWeights.names; none under freezing), then the call's tensors. Raises
+    BuildFailed, Unsupported for traced code that nothing could compare later.
     """
     names, weights = _inputs(module, configuration)
     traced = twin(module)
@@ -140,7 +155,7 @@ def compile_graph(
         raise BuildFailed(f"{type(module).__name__} did not compile: {type(error).__name__}: {_first_line(error)}") from error
     _extract_library(package, library)
     package.unlink()
-    return wrapped.returned.form, code
+    return Traced(wrapped.returned.form, wrapped.returned.writes, code)
 
 
 def _inputs(module: nn.Module, configuration: Configuration) -> tuple[list[str], list[torch.Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, Self
 from aot.machine.sku import CPU, SKUS, find_sku
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from aot.model.signature import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,18 @@ class Device:
         for module in _modules(pipeline):
             to_fake(module, self.fakes)
         pipeline.scheduler = schedule_on_cpu(pipeline.scheduler, self.fakes)
+
+    def fill(self, module: nn.Module, made: Callable[[TensorSpec, int], torch.Tensor]) -> None:
+        """Bring a module whose weights have no memory here: as fakes on a simulated device, else as what `made` of their specs and
+        places in the module."""
+        if self.fakes is not None:
+            from aot.machine.simulated import to_fake
+
+            to_fake(module, self.fakes)
+            return
+        from aot.model.hollow import fill
+
+        fill(module, self.name, made)
 
 
 def _modules(pipeline: Any) -> list[nn.Module]:

@@ -13,7 +13,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # checked on torch 2.11.0, 2.13.0 and 2.15.0
 
 from aot.model.signature import Convention, Form, Signature, TensorSpec, fill, flatten
+from aot.model.tracing import mentioned, tracing
 from aot.model.twin import twin
+from aot.model.writes import write, written
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +104,18 @@ class _Recorder:
         self._path, self._module, self._blocks, self._calls, self._fakes = path, module, blocks, calls, fakes
         self._forward = module.forward
         self._convention = Convention(module.forward)
-        self._answers: dict[Signature, tuple[Form, list[TensorSpec]]] = {}
+        self._answers: dict[Signature, FakeRun] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        signature, tensors = Signature.of(*self._convention.canonical(args, kwargs))
+        args, kwargs = self._convention.canonical(args, kwargs)
+        signature, tensors = Signature.of(args, kwargs)
         if signature not in self._answers:
-            form, specs, blocks = self._fake_run(signature, tensors)
-            self._answers[signature] = form, specs
+            self._answers[signature] = ran = self._fake_run(signature, tensors)
             copies = [tensor.clone() if _dense(tensor) else tensor for tensor in tensors]
-            self._calls.append(Call(self._path, signature, copies, blocks, dtype_of(self._module)))
-        form, specs = self._answers[signature]
-        return fill(form, iter([spec.zeros() for spec in specs]))
+            self._calls.append(Call(self._path, signature, copies, ran.blocks, dtype_of(self._module)))
+        return self._answers[signature].answer(args, kwargs)
 
-    def _fake_run(self, signature: Signature, tensors: list[torch.Tensor]) -> tuple[Form, list[TensorSpec], tuple[BlockCall, ...]]:
+    def _fake_run(self, signature: Signature, tensors: list[torch.Tensor]) -> FakeRun:
         recorder, self._module.forward = self._module.forward, self._forward
         try:
             return fake_run(self._module, signature, tensors, blocks=self._blocks, fakes=self._fakes)
@@ -122,13 +123,32 @@ class _Recorder:
             self._module.forward = recorder
 
 
+@dataclass(frozen=True, slots=True)
+class FakeRun:
+    """What a call on fakes came to: the form and specs of what it returned, then of what it wrote into its arguments; the calls
+    of blocks; and every name that the code which ran mentions."""
+
+    returned: Form
+    writes: Form
+    specs: tuple[TensorSpec, ...]
+    blocks: tuple[BlockCall, ...]
+    names: frozenset[str]
+
+    def answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Zeros, returned and written as the call would."""
+        zeros = iter([spec.zeros() for spec in self.specs])
+        returned = fill(self.returned, zeros)
+        write(self.writes, (args, kwargs), zeros)
+        return returned
+
+
 def fake_run(
-    module: nn.Module, signature: Signature, tensors: list[torch.Tensor], *, blocks: Iterable[str], fakes: FakeTensorMode | None = None
-) -> tuple[Form, list[TensorSpec], tuple[BlockCall, ...]]:
+    module: nn.Module, signature: Signature, tensors: list[torch.Tensor], *, blocks: Iterable[str] = (), fakes: FakeTensorMode | None = None
+) -> FakeRun:
     """Run a twin of the module on tensors that have metadata and no data: the strides are the device's own, the time is none.
 
-    Returns the form and specs of what it returns, and the calls of its submodules at the paths `blocks`. Raises what the module
-    raises, and what torch does where the module asks a tensor for its numbers.
+    `blocks` are the paths of submodules whose calls are noted. Raises what the module raises, and what torch does where the
+    module asks a tensor for its numbers.
     """
     fake = fakes or FakeTensorMode(allow_non_fake_inputs=True)
     ran = twin(module)
@@ -136,14 +156,17 @@ def fake_run(
         name: tensor if isinstance(tensor, FakeTensor) else fake.from_tensor(tensor)
         for name, tensor in [*ran.named_parameters(), *ran.named_buffers()]
     }
-    args, kwargs = signature.call([tensor if isinstance(tensor, FakeTensor) else fake.from_tensor(tensor) for tensor in tensors])
+    given: list[torch.Tensor] = [tensor if isinstance(tensor, FakeTensor) else fake.from_tensor(tensor) for tensor in tensors]
+    args, kwargs = signature.call(given)
     seen: list[BlockCall] = []
     outputs: list[torch.Tensor] = []
     for path in blocks:
         _watch(ran.get_submodule(path), path, seen)
-    with torch.no_grad(), fake:
-        form = flatten(torch.func.functional_call(ran, weights, args, kwargs), outputs)
-    return form, list(map(TensorSpec.of, outputs)), tuple(seen)
+    with torch.no_grad(), fake, tracing() as codes:
+        returned = flatten(torch.func.functional_call(ran, weights, args, kwargs), outputs)
+    writes = written(signature.form, given, (args, kwargs), outputs)
+    names = frozenset(name for code, _ in codes for name in mentioned(code))
+    return FakeRun(returned, writes, tuple(map(TensorSpec.of, outputs)), tuple(seen), names)
 
 
 def _watch(block: nn.Module, path: str, seen: list[BlockCall]) -> None:

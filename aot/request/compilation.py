@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from aot.choice import choice
 from aot.errors import Unsupported
@@ -47,6 +49,24 @@ class Compilation:
         """The Inductor configuration to compile with."""
         given = self.options.inductor
         return {name: value for name, value in given.items() if name not in TIMED_OPTIONS} if self.untuned else given
+
+
+def on_machine(
+    gpu: str, options: Options, *, here: bool, mode_given: bool, cache_layer: bool, untuned: bool, also: Iterable[str]
+) -> dict[str, Any]:
+    """The fields of a Compilation that depend on whether the GPU is `here`. Raises BadInput for a GPU that is not known.
+
+    Who asks for no mode gets what can be built here; who asks for one gets that, or is told why not.
+    """
+    timed = not TIMED_OPTIONS.isdisjoint(options.options_of_inductor)
+    return {
+        "gpu": gpu if gpu == CPU else find_sku(gpu).alias,
+        "options": options,
+        "cache_layer": cache_layer and here,  # it is what torch.compile leaves behind when it runs on the device
+        "simulate": not here,
+        "untuned": untuned or (not here and not mode_given and not timed),
+        "also": tuple(dict.fromkeys(also)),
+    }
 
 
 def _check_simulation(request: Compilation) -> None:

@@ -33,6 +33,11 @@ class Request(Compilation):
     weights: str | None = None
     fuse_qkv: bool = False
 
+    @property
+    def name(self) -> str:
+        """That of the artifact."""
+        return self.recipe
+
     def check(self, recipe: Recipe) -> None:
         """Raises BadInput or Unsupported, naming the field, for anything that can be known to be wrong before torch is imported."""
         variant = recipe.variant(self.variant)

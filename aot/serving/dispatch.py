@@ -136,13 +136,13 @@ class Dispatcher(StandIn):
 
     def _run(self, known: _Known, tensors: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         graph, weights = known.graph, self._weights.tensors()
-        if weights is None or not (graph.asynchronous or self._holds()):
+        if weights is None or not (graph.launches_first or self._holds()):
             return self._changed(args, kwargs)
         if reason := known.unfit(tensors) or self._unfit(graph, weights):
             return self._missed(reason, args, kwargs)
         inputs = tensors if graph.entry.frozen else weights + tensors
         try:
-            outputs = graph.run(inputs)
+            outputs = graph.run(inputs, lambda: Convention(self.plain).canonical(args, kwargs))
         except torch.OutOfMemoryError:  # what eager would raise too, and servers wait for
             raise
         except RuntimeError as error:
@@ -150,7 +150,7 @@ class Dispatcher(StandIn):
             if self._policy.on_miss is OnMiss.ERROR:
                 raise LoadFailed(f"{reason}.", remedy="call aot.restore() to go on without it, and build it again.") from error
             return self._missed(reason, args, kwargs)
-        if graph.asynchronous and not self._holds():  # looked at while the device computes; the result is dropped
+        if graph.launches_first and not self._holds():  # looked at while the device computes; the result is dropped
             return self._changed(args, kwargs)
         graph.hits += 1
         return outputs

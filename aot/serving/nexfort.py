@@ -38,9 +38,9 @@ M = TypeVar("M", bound=nn.Module)
 P = TypeVar("P")
 T = TypeVar("T")
 
-PIPELINE_COMPONENTS = ("transformer", "unet", "vae.decoder")  # what compile_pipe compiles, where a pipeline has it
-# these only from an artifact that has them: an encoder runs once a prompt, and to compile it would cost more than it saves
-OPTIONAL_COMPONENTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "image_encoder")
+# What compile_pipe compiles, where a pipeline has it. All else that it is made of is served from an artifact that has it, and
+# else left alone: an encoder runs once a prompt, and to compile it would cost more than it saves
+PIPELINE_COMPONENTS = ("transformer", "transformer_2", "unet", "controlnet", "prior", "decoder", "vae.decoder")
 
 OptionsLike: TypeAlias = Options | Mapping[str, Any] | str | None
 
@@ -94,7 +94,7 @@ def compile_pipe(
         )
     parsed = Options.parse(options)
     # under freezing the weights of every module looked at are read in full: not those of encoders that nobody froze
-    optional = {} if parsed.mode.freezing else components(pipe, ignores, OPTIONAL_COMPONENTS)
+    optional = {} if parsed.mode.freezing else components(pipe, (*ignores, *modules), tuple(parts(pipe)))
     with _from_the_start([*modules.values(), *optional.values()]):
         for module in modules.values():
             if fuse_qkv_projections and (undo := fuse_qkv(module)):
@@ -118,7 +118,7 @@ def _from_the_start(modules: list[nn.Module]) -> Iterator[None]:
 
 def restore(compiled: T) -> T:
     """Undo `compile` or `compile_pipe` in place: forwards, fused projections, memory format. Fine where nothing was done."""
-    paths = (*PIPELINE_COMPONENTS, *OPTIONAL_COMPONENTS)
+    paths = (*PIPELINE_COMPONENTS, *parts(compiled))
     modules = [compiled] if isinstance(compiled, nn.Module) else components(compiled, (), paths).values()
     for module in modules:
         take_away(module)
@@ -128,8 +128,16 @@ def restore(compiled: T) -> T:
 
 def components(pipe: Any, ignores: tuple[str, ...], paths: tuple[str, ...] = PIPELINE_COMPONENTS) -> dict[str, nn.Module]:
     """What `compile_pipe` compiles of `pipe`, by path."""
-    present = [path for path in paths if getattr(pipe, path.split(".")[0], None) is not None]
+    present = [path for path in paths if isinstance(getattr(pipe, path.split(".")[0], None), nn.Module)]
     return {path: component(pipe, path) for path in present if path not in ignores}
+
+
+def parts(pipe: Any) -> Iterator[str]:
+    """The paths of all that a pipeline may call as a module: its components, and of autoencoders, whose methods it calls, the parts."""
+    for name, part in getattr(pipe, "components", {}).items():
+        if isinstance(part, nn.Module):
+            coder = hasattr(part, "decode") or hasattr(part, "encode")
+            yield from (f"{name}.{inner}" for inner, child in part.named_children() if child._modules) if coder else (name,)
 
 
 def _compile(

@@ -1,0 +1,88 @@
+"""Pipeline: build any pipeline, or module, from calls of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import torch
+
+from aot.building.build import Built, check_host
+from aot.building.build import build as build_artifact
+from aot.cache_store.local import LocalStore
+from aot.cache_store.root import default_root
+from aot.compiler.stage import Progress, Stage
+from aot.errors import BadInput
+from aot.machine.device import gpus_here, is_here
+from aot.machine.sku import CPU
+from aot.request.compilation import on_machine
+from aot.request.options import Options
+from aot.request.record import Record, record
+from aot.request.recorded import Recorded
+
+Call = Callable[[Any], Any]
+
+
+def build(
+    what: Any,
+    call: Call | Iterable[Call] | None = None,
+    *,
+    gpu: str = "",
+    options: Options | dict[str, Any] | str | None = None,
+    scope: str = "regional",
+    components: Collection[str] = (),
+    name: str = "",
+    cache_layer: bool = False,
+    untuned: bool = False,
+    also: Collection[str] = (),
+    rebuild: bool = False,
+    progress: Progress | None = None,
+) -> Built:
+    """Compile what `call` (a function of the pipeline, or several) calls of the diffusers pipeline or module `what`, into an
+    artifact of the local store; `what` may also be a Record.
+
+    `gpu` is the machine to compile for, `cpu` or a name of `aot targets`, by default what the modules are on; it need not be
+    here. `options` are those of `compile`. `scope`: `regional`, one graph for each kind of repeated block, or `whole`, one a
+    component. `components` are the paths compiled, by default all that were called. `name` is the artifact's, by default that of
+    the pipeline's class. `cache_layer` makes a fallback to torch.compile warm too, at the price of a second compilation.
+    `progress` is told of each stage.
+
+    Nothing of `what` is changed, and no weight is read: what is compiled is compared with eager on noise. Raises BadInput and
+    Unsupported for what cannot be built, BadEnvironment for a host that cannot build, BuildFailed, OutsideTolerance.
+    """
+    recorded = _recorded(what, call, name)
+    gpu, parsed = gpu or _device_of(recorded), Options.parse(options)
+    given = isinstance(options, str | dict) and "mode" in options
+    machine = on_machine(gpu, parsed, here=is_here(gpu), mode_given=given, cache_layer=cache_layer, untuned=untuned, also=also)
+    request = Recorded(name=name or recorded.name, scope=scope, components=tuple(components), **machine)
+    request.check_machine()
+    check_host(request, os.environ)
+    store = LocalStore(default_root(os.environ))
+    return build_artifact(request, store, record=recorded, progress=progress or _quiet, environ=os.environ, rebuild=rebuild)
+
+
+def _recorded(what: Any, call: Call | Iterable[Call] | None, name: str) -> Record:
+    if isinstance(what, Record):
+        if call is not None:
+            raise BadInput("a Record holds its calls, and another was given beside it.", remedy="leave the call out, or record it too.")
+        return what
+    if call is None:
+        raise BadInput(
+            f"no call of the {type(what).__name__} was given.",
+            remedy="for example aot.build(pipe, lambda pipe: pipe('a cat', height=1024, width=1024)).",
+        )
+    with record(what, name=name) as found, torch.no_grad():
+        for each in [call] if callable(call) else call:
+            each(what)
+    return found
+
+
+def _device_of(recorded: Record) -> str:
+    """What the recorded modules are on, as `gpu` is written."""
+    kinds = {weight.device.type for module in recorded.modules.values() for weight in module.parameters()}
+    return next(iter(gpus_here()), CPU) if "cuda" in kinds else CPU
+
+
+def _quiet(_: Stage) -> None:
+    """Nobody is told."""

@@ -1,0 +1,157 @@
+"""Recorder: which modules a pipeline calls, and how, found by watching it: the outermost calls of modules that have children."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import (  # checked on torch 2.11.0, 2.13.0 and 2.15.0
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    UnsupportedOperatorException,
+)
+
+from aot.errors import Unsupported
+from aot.model.capture import BlockCall, FakeRun, dtype_of, fake_run
+from aot.model.signature import Convention, Signature
+
+_READS_DATA = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedCall:
+    """One way in which a component was called: with weights of that `dtype`, so many times.
+
+    Of a component that is glue, how it called what is in it.
+    """
+
+    component: str
+    signature: Signature
+    dtype: torch.dtype
+    count: int = 1
+    blocks: tuple[BlockCall, ...] = ()
+
+
+class Recorder:
+    """Writes down the calls of what `owner`, a pipeline or a module, is made of.
+
+    `modules` are the components that were called, by dotted path; `left` those whose calls have no identity, and why. A module
+    that asks a tensor for its numbers is glue: it runs, and the calls of what is in it are written down with its own. Either
+    everything `computes` and is only watched, or a call is answered with zeros of the right shapes, after one run on fakes:
+    then no weight needs to be there.
+    """
+
+    def __init__(self, owner: Any, *, computes: bool = False) -> None:
+        self.modules: dict[str, nn.Module] = {}
+        self.left: dict[str, str] = {}
+        self._calls: dict[tuple[str, Signature, torch.dtype], RecordedCall] = {}
+        self._runs: dict[tuple[str, Signature, torch.dtype], FakeRun] = {}
+        self._glue: set[str] = set()
+        self._computes = computes
+        self._paths = {id(module): path for path, module in reversed(list(submodules(owner)))}  # the first path of each
+        self._here = _Here()
+
+    @property
+    def calls(self) -> list[RecordedCall]:
+        """In the order in which they first came."""
+        return [call for call in self._calls.values() if call.component not in self.left]
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within, calls are written down. Calls of other pipelines pass through."""
+        original = nn.Module.__call__
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            path = self._paths.get(id(module))
+            if path is None or self._here.inside or not self._is_component(module):
+                return original(module, *args, **kwargs)
+            return self._outermost(path, module, args, kwargs, lambda: original(module, *args, **kwargs))
+
+        nn.Module.__call__ = call  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = original  # type: ignore[method-assign]
+
+    def _is_component(self, module: nn.Module) -> bool:
+        """What has children; in glue whose weights are not there, a leaf too, which could not compute."""
+        if module._modules:
+            return True
+        return self._here.glue is not None and any(isinstance(weight, FakeTensor) or weight.is_meta for weight in module.parameters())
+
+    def _outermost(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]) -> Any:
+        if path in self.left:
+            return self._through(run)
+        try:
+            args, kwargs = Convention(module.forward).canonical(args, kwargs)
+            signature, tensors = Signature.of(args, kwargs)
+            if path in self._glue:
+                return self._run_glue(path, module, signature, run)
+            ran = self._ran(path, module, signature, tensors)
+        except Unsupported as error:
+            self.left[path] = error.message
+            return self._through(run)
+        except _READS_DATA:
+            self._glue.add(path)
+            return self._run_glue(path, module, signature, run)
+        self._note(path, module, signature)
+        return self._through(run) if self._computes else ran.answer(args, kwargs)
+
+    def _note(self, path: str, module: nn.Module, signature: Signature, blocks: tuple[BlockCall, ...] = ()) -> None:
+        if self._here.glue is not None:
+            around, found = self._here.glue
+            found.append(BlockCall(path.removeprefix(f"{around}."), signature))
+            return
+        self.modules[path] = module
+        key = path, signature, dtype_of(module)
+        known = self._calls.get(key, RecordedCall(*key, count=0))
+        self._calls[key] = replace(known, count=known.count + 1, blocks=tuple(dict.fromkeys([*known.blocks, *blocks])))
+
+    def _run_glue(self, path: str, module: nn.Module, signature: Signature, run: Callable[[], Any]) -> Any:
+        if self._here.glue is not None:  # within other glue, which has the calls
+            return run()
+        found: list[BlockCall] = []
+        self._here.glue = path, found
+        try:
+            returned = run()
+        finally:
+            self._here.glue = None
+        self._note(path, module, signature, tuple(found))
+        return returned
+
+    def _ran(self, path: str, module: nn.Module, signature: Signature, tensors: list[torch.Tensor]) -> FakeRun:
+        """The run on fakes of a call like this one, which the first of them costs."""
+        key = path, signature, dtype_of(module)
+        if key not in self._runs:
+            self._runs[key] = self._through(lambda: fake_run(module, signature, tensors))
+        return self._runs[key]
+
+    def _through(self, run: Callable[[], Any]) -> Any:
+        """Run what is inside of a component: none of its own calls is an outermost one."""
+        self._here.inside = True
+        try:
+            return run()
+        finally:
+            self._here.inside = False
+
+
+class _Here(threading.local):
+    """Where a thread is: inside of a component, or in glue, whose path and calls these are."""
+
+    inside = False
+    glue: tuple[str, list[BlockCall]] | None = None
+
+
+def submodules(owner: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Every module that `owner` holds, by dotted path: a pipeline's components and what is in them, or those of a module itself."""
+    found: Mapping[str, Any] = {"module": owner} if isinstance(owner, nn.Module) else owner.components
+    for name, part in found.items():
+        if isinstance(part, nn.Module):
+            for inner, module in part.named_modules():
+                yield f"{name}.{inner}".rstrip("."), module

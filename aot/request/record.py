@@ -1,0 +1,69 @@
+"""Record: what a pipeline did: which modules it called, and how. No weight, no prompt, no picture is in it."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from torch import nn
+
+from aot.errors import BadInput
+from aot.model.hollow import hollow
+from aot.model.recorder import RecordedCall, Recorder
+
+
+@dataclass(slots=True)
+class Record:
+    """The components that were called, by dotted path, their distinct calls in the order in which they first came, and the
+    components that were left alone, with the reason. `name` is that of an artifact built from it."""
+
+    name: str
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    calls: list[RecordedCall] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def pack(self, path: Path) -> None:
+        """Write it for a process of this very user to `unpack`: as it is, its modules without the memory of their weights.
+
+        Raises BadInput for a module that no other process could have: one of a class or function made in a session.
+        """
+        modules = {name: hollow(module) for name, module in self.modules.items()}
+        try:
+            with path.open("wb") as file:
+                pickle.dump(Record(self.name, modules, self.calls, self.left), file)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise BadInput(
+                f"{self.name} cannot be built in another process: {error}",
+                remedy="define what it names at the top of a file that can be imported.",
+            ) from error
+
+    @classmethod
+    def unpack(cls, path: Path) -> Self:
+        """What `pack` wrote. Runs code that the file names: never one that comes from elsewhere."""
+        with path.open("rb") as file:
+            found: Self = pickle.load(file)  # noqa: S301
+        return found
+
+
+@contextmanager
+def record(owner: Any, *, name: str = "", computes: bool = False) -> Iterator[Record]:
+    """Within, calls of `owner`, a diffusers pipeline or a module, are written down into the Record, which is complete at the end.
+
+    Each call of a component is answered with zeros of the right shapes, at next to no cost and without its weights; with
+    `computes` it is only watched. The pipeline's own code runs as it is. `name`: the artifact's, by default that of the class.
+    """
+    recorder, found = Recorder(owner, computes=computes), Record(name or _name(owner))
+    with recorder.watching():
+        yield found
+    found.modules, found.calls, found.left = recorder.modules, recorder.calls, recorder.left
+
+
+def _name(owner: Any) -> str:
+    """FluxImg2ImgPipeline: flux-img2img."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", type(owner).__name__.removesuffix("Pipeline"))
+    return re.sub(r"-(\d)-", r"\1", words.lower()) or "model"
