@@ -52,6 +52,7 @@ def build(
     Unsupported for what cannot be built, BadEnvironment for a host that cannot build, BuildFailed, OutsideTolerance.
     """
     recorded = _recorded(what, call, name)
+    recorded.check()
     gpu, parsed = gpu or _device_of(recorded), Options.parse(options)
     given = isinstance(options, str | dict) and "mode" in options
     machine = on_machine(gpu, parsed, here=is_here(gpu), mode_given=given, cache_layer=cache_layer, untuned=untuned, also=also)

@@ -10,7 +10,6 @@ from torch import nn
 from aot.artifact.golden import noise
 from aot.building.plan import Plan, fingerprint_of, inner, key_of, kinds_of, units_of
 from aot.choice import choice
-from aot.errors import BadInput
 from aot.machine.device import Device
 from aot.machine.sku import CPU
 from aot.model.blocks import numbered, repeated
@@ -29,11 +28,6 @@ _OF_GLUE = 0.02  # and of a component that is glue, one part of it
 
 def plan_recorded(record: Record, request: Recorded, device: Device) -> Plan:
     """The units that the Record's calls come to, on `device`. Raises BadInput, Unsupported."""
-    if not record.calls:
-        reasons = "; ".join(f"{path}: {why}" for path, why in record.left.items())
-        raise BadInput(
-            f"nothing was recorded of {record.name}{': ' * bool(reasons)}{reasons}.", remedy="call the pipeline while it is recorded."
-        )
     picked = [choice(path, known=record.modules, field="--components") for path in request.components] or list(record.modules)
     modules = {path: _prepared(record.modules[path], request, device) for path in picked}
     fingerprints = {path: fingerprint_of(module, device, path) for path, module in modules.items()}

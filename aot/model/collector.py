@@ -19,6 +19,17 @@ def is_collecting_hook(hook: Any) -> bool:
     return getattr(hook, "__module__", None) == _MODULE and getattr(hook, "__qualname__", None) == _HOOK
 
 
+def outputs_of(kind: type) -> Any:
+    """What transformers has noted that instances of a class can collect; None for all others."""
+    module = sys.modules.get(_MODULE)
+    return dict.get(module._CAN_RECORD_REGISTRY, str(kind)) if module else None
+
+
+def is_registry(value: Any) -> bool:
+    """Whether it is where transformers keeps this for every class that the process has made an instance of."""
+    return type(value).__module__ == _MODULE and isinstance(value, dict)
+
+
 def collected_now() -> tuple[str, ...]:
     """What of its submodules the model that runs now collects, by transformers' names ("hidden_states"); empty outside of any."""
     module = sys.modules.get(_MODULE)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from aot.errors import Unsupported
+from aot.model.collector import is_registry, outputs_of
 from aot.model.functions import (
     MINOR,
     code_at,
@@ -195,7 +196,7 @@ def _word(value: Any) -> str:
 
 def _brief(value: Any, traced: Iterable[str]) -> str | None:
     """One word for a global or a class' attribute; None where it is no part of what is computed."""
-    if isinstance(value, types.ModuleType) or type(value).__name__ == "Logger":
+    if isinstance(value, types.ModuleType) or type(value).__name__ == "Logger" or is_registry(value):
         return None
     if isinstance(value, type):
         return class_name(value)
@@ -246,4 +247,6 @@ def _bindings(kinds: Iterable[type], names: Iterable[str], traced: Iterable[str]
                 known[id(value)] = _brief(value, traced)
             if (word := known[id(value)]) is not None:
                 own[name] = word
+        if (outputs := outputs_of(kind)) is not None:
+            own["outputs that are collected"] = _word(outputs)
     return found

@@ -27,7 +27,7 @@ from aot.model.signature import TensorSpec
 # Where an object came from, which release wrote it, how its weights were brought: set by loading code, read by no forward
 NOTES = frozenset(
     {
-        "lora_scale",  # what fuse_lora() leaves behind to undo itself by
+        *("lora_scale", "_safe_fusing", "_hf_peft_config_loaded"),  # what fuse_lora() and unload_lora_weights() leave behind
         *("name_or_path", "_name_or_path", "_commit_hash", "transformers_version", "_diffusers_version", "_class_name", "_auto_class"),
         INSTALLED,
         *("_use_default_values", "_is_hf_initialized", "architectures", "_pre_quantization_dtype", "hf_device_map"),

@@ -27,6 +27,20 @@ class Record:
     calls: list[RecordedCall] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
 
+    def check(self) -> None:
+        """Raises BadInput where there is nothing to build, or what no other process could have."""
+        if not self.calls:
+            reasons = "; ".join(f"{path}: {why}" for path, why in self.left.items())
+            raise BadInput(
+                f"nothing was recorded of {self.name}{': ' * bool(reasons)}{reasons}.", remedy="call the pipeline while it is recorded."
+            )
+        for path, module in self.modules.items():
+            if here := next((child for child in module.modules() if type(child).__module__ == "__main__"), None):
+                raise BadInput(
+                    f"{path} has a {type(here).__qualname__}, which is defined in the program that runs, where no other process finds it.",
+                    remedy="put the class into a file that can be imported.",
+                )
+
     def pack(self, path: Path) -> None:
         """Write it for a process of this very user to `unpack`: as it is, its modules without the memory of their weights.
 

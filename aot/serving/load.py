@@ -114,6 +114,8 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
             why = f"{cause.code} {cause.message.rstrip('.')}" if cause else opening.changed.get(path)
             why = why or _why(opening, found, path, fingerprints[path])
             fall_back(modules[path], path, on_miss=on_miss, jit=jit.compiled, why=why, ledger=ledger, cause=cause)
+        for path in optional.intersection(opening.changed) - opening.paths:
+            ledger.missed(OnMiss.EAGER.sentence(path, opening.changed[path]))
         for (path, inner), site in opening.served.items():
             site.serve(ServedBy(path, here.device, on_miss, jit.compiled, ledger), None if inner else fingerprints[path])
     except BaseException:

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from aot.model.collector import is_collecting_hook
+from aot.model.collector import is_collecting_hook, outputs_of
 from aot.model.fingerprint import Fingerprint
 from aot.model.seal import Seal
 from aot.model.traced import TracedCode
+from aot.model.tracing import tracing
 from aot.serving.surroundings import surroundings
 
 
@@ -62,3 +63,23 @@ def test_a_part_is_refused_only_while_the_model_around_it_collects_what_is_insid
     (reason,) = found
     assert reason is None if refused is None else refused in reason
     assert surroundings("cpu").refuses(encoder) is None
+
+
+def test_what_other_classes_can_collect_is_no_part_of_an_encoders_code(encoder: Any) -> None:
+    """transformers notes it for every class that a process makes an instance of."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    with torch.no_grad(), tracing() as codes:
+        encoder(torch.zeros(1, 8, dtype=torch.int64), output_hidden_states=True)
+    code = TracedCode.of(codes, encoder)
+    size = {"hidden_size": 8, "intermediate_size": 16, "image_size": 32, "patch_size": 8}
+    CLIPVisionModel(CLIPVisionConfig(**size, num_attention_heads=2, num_hidden_layers=1))
+    assert code.differs(encoder) is None
+    noted = outputs_of(type(encoder))
+    assert noted
+    before = dict(noted)
+    try:
+        noted["hidden_states"] = nn.Linear
+        assert "collected" in (code.differs(encoder) or "")
+    finally:
+        noted.update(before)
