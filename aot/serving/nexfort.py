@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -79,9 +79,9 @@ def compile_pipe(
     allow: Collection[str] = (),
     backend: str = "nexfort",
 ) -> P:
-    """Compile the denoiser and the VAE decoder of a diffusers pipeline in place and return the pipeline. See `compile`.
+    """Compile the denoisers and the VAE decoder of a diffusers pipeline in place and return the pipeline. See `compile`.
 
-    Text and image encoders are served too where an artifact has them, and are otherwise left as they are. The scale of an
+    All else that it is made of, encoders for one, is served too where an artifact has it, and is otherwise left as it is. The scale of an
     IP-Adapter stays live: `set_ip_adapter_scale` takes floats, and float32 tensors that may then be changed in place.
 
     `fuse_qkv_projections` fuses the attention projections of the denoiser first. `ignores` names components to leave alone.
@@ -128,8 +128,15 @@ def restore(compiled: T) -> T:
 
 def components(pipe: Any, ignores: tuple[str, ...], paths: tuple[str, ...] = PIPELINE_COMPONENTS) -> dict[str, nn.Module]:
     """What `compile_pipe` compiles of `pipe`, by path."""
-    present = [path for path in paths if isinstance(getattr(pipe, path.split(".")[0], None), nn.Module)]
-    return {path: component(pipe, path) for path in present if path not in ignores}
+    found = {path: _at(pipe, path) for path in paths if path not in ignores}
+    return {path: module for path, module in found.items() if isinstance(module, nn.Module)}
+
+
+def _at(pipe: Any, path: str) -> Any:
+    """What is at a dotted path; None where nothing is."""
+    with suppress(AttributeError):
+        return component(pipe, path)
+    return None
 
 
 def parts(pipe: Any) -> Iterator[str]:
