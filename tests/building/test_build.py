@@ -69,12 +69,12 @@ def test_a_graph_that_computes_something_else_fails_the_check(built: tuple[Local
     store, made = built
     book, graphs = open_graphs(store, admitted(store, made.digest), Ledger(), choose=lambda *_: ("transformer", "vae.decoder"))
     plan = make_plan(RECIPE, request_for())
-    check_graphs(plan, book, graphs, device="cpu", allowed=1e-5, measured={})
+    check_graphs(plan, book, graphs, device="cpu", mode=Options().mode, measured={})
     for broken in graphs:
         run = broken.run_flat
         broken.run_flat = lambda tensors, run=run: [output * 1.001 for output in run(tensors)]
         with pytest.raises(OutsideTolerance, match=broken.entry.component):
-            check_graphs(plan, book, graphs, device="cpu", allowed=1e-5, measured={})
+            check_graphs(plan, book, graphs, device="cpu", mode=Options().mode, measured={})
         broken.run_flat = run
         assert all("forward" not in vars(module) for module in plan.modules.values())
 
