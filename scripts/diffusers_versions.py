@@ -47,6 +47,7 @@ from aot.model.fingerprint import Fingerprint
 from aot.model.signature import Signature
 from aot.model.traced import TracedCode
 from aot.model.tracing import tracing
+from aot.model.twin import twin
 from aot.model.weights import LiveWeights
 from aot.recipes import find
 from aot.request.options import Options
@@ -98,10 +99,10 @@ def trace(case: str, folder: Path) -> Answer:
 
 def exported(plan: Plan, unit: Unit) -> TracedCode:
     """The code of one unit, exported as `compile_graph` exports it."""
-    module, _ = plan.kinds[unit.kind]
+    module = plan.kinds[unit.kind].module
     with in_dtype(module, unit.dtype), torch.no_grad():
         weights = LiveWeights(module)
-        wrapped = _WeightsAsInputs(module, weights.names, unit.signature)
+        wrapped = _WeightsAsInputs(twin(module), weights.names, unit.signature)
         with tracing() as codes:
             torch.export.export(wrapped, (weights.tensors(), unit.signature.zeros()), strict=False)
         return TracedCode.of(codes, module)

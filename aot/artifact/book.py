@@ -53,7 +53,11 @@ class Kind:
 
     def differs(self, module: nn.Module, live: Fingerprint) -> str | None:
         """What makes `module`, whose fingerprint is `live`, another than the graphs were built from, in words, or None."""
-        return self.fingerprint.differs(live.without(self.unread)) or self.code.differs(module)
+        return self.structure_differs(live) or self.code.differs(module)
+
+    def structure_differs(self, live: Fingerprint) -> str | None:
+        """What of the fingerprint `live` is not as the graphs were built for, in words, or None."""
+        return self.fingerprint.differs(live.without(self.unread))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from torch import nn
 from aot.artifact.book import Book, GraphEntry
 from aot.artifact.cudagraph import Run
 from aot.cache_store.canonical import decode, encode
-from aot.model.signature import TensorSpec, flatten
-from aot.model.writes import written
+from aot.model.signature import TensorSpec
+from aot.model.writes import Results
 
 FILE = "golden.json"
 _PERIOD = 8191  # a prime: no width of a layer divides it, so no two rows of a weight are alike
@@ -60,10 +60,8 @@ class Golden:
 def eager(module: nn.Module, names: list[str], entry: GraphEntry, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     """What the module itself answers to a graph's inputs: the weights of those names, then the call's tensors."""
     args, kwargs = entry.signature.call(tensors[len(names) :])
-    outputs: list[torch.Tensor] = []
-    flatten(torch.func.functional_call(module, dict(zip(names, tensors, strict=False)), args, kwargs), outputs)
-    written(entry.signature.form, tensors[len(names) :], (args, kwargs), outputs)
-    return outputs
+    returned = torch.func.functional_call(module, dict(zip(names, tensors, strict=False)), args, kwargs)
+    return Results.of(returned, (args, kwargs), entry.signature.form, tensors[len(names) :]).tensors
 
 
 def inputs(book: Book, place: int, device: str | None = None) -> list[torch.Tensor]:

@@ -20,7 +20,7 @@ from aot.artifact.cudagraph import Recorder, Replayed, Run
 from aot.errors import LoadFailed
 from aot.machine.device import wait_for_device
 from aot.model.signature import fill
-from aot.model.writes import SAME, write
+from aot.model.writes import SAME, give_back
 
 # The library's own comparison of every input with what it was compiled for; each reads this once, at its first call. It costs
 # four times what the dispatcher's does, which sees more (types, memory): left to those who ask for it. What the environment
@@ -84,7 +84,7 @@ def _here(device: str) -> torch.device:
 class Graph:
     """One loaded graph, on `device`. `run(tensors)` takes the weights, then the call's tensors, and returns what the module would."""
 
-    __slots__ = ("device", "entry", "hits", "library", "run_flat")
+    __slots__ = ("device", "entry", "hits", "launches_first", "library", "run_flat", "writes")
 
     def __init__(self, entry: GraphEntry, library: Path, *, digest: str = "", device: str = "cpu", cudagraphs: bool = False) -> None:
         """`digest`: of the content of the library and of what lies beside it, by which all of a process share it; the file is
@@ -93,6 +93,9 @@ class Graph:
         Raises LoadFailed when this process cannot open it.
         """
         self.entry, self.hits, self.device = entry, 0, _here(device)
+        self.writes = entry.writes != SAME  # into its arguments
+        # a call returns before its device has computed, and leaves nothing that could not be dropped
+        self.launches_first = self.device.type == "cuda" and not self.writes
         key = digest, str(self.device), cudagraphs
         try:
             self.library = _libraries.get(key) or Library(library, self.device, cudagraphs=cudagraphs)
@@ -106,11 +109,6 @@ class Graph:
         """Make the library's first call within `entering`."""
         self.run_flat = self.library.first(entering)
 
-    @property
-    def launches_first(self) -> bool:
-        """Whether a call returns before its device has computed, and leaves nothing that could not be dropped."""
-        return self.device.type == "cuda" and self.entry.writes == SAME
-
     def replay(self, recorder: Recorder, spent: Callable[[float], None]) -> None:
         """From now on record the launches of each call's shape once, and replay them."""
         self.run_flat = Replayed(self.run_flat, inputs=len(self.entry.signature.specs), recorder=recorder, spent=spent)
@@ -123,20 +121,17 @@ class Graph:
         blocks = f" x{len(self.entry.paths)} blocks" if self.entry.paths != ("",) else ""
         return f"{self.entry.component}{blocks} {self.entry.signature}"
 
-    def run(self, tensors: list[torch.Tensor], call: Callable[[], Any] = tuple) -> Any:
-        """What the module would return; what it would write is written into `call()`, its canonical arguments.
+    def run(self, tensors: list[torch.Tensor], call: Any = None) -> Any:
+        """What the module would return; of a graph that `writes`, what it would write is written into `call`, its canonical arguments.
 
         Raises RuntimeError, before computing, when a tensor is not what the graph was compiled for.
         """
         results = self.run_flat(tensors)
-        if self.entry.writes == SAME:
-            if self.entry.outputs == ("tuple", ("tensor",)):  # every denoiser, at every step
-                return (results[0],)
-            return fill(self.entry.outputs, iter(results))
-        found = iter(results)
-        returned = fill(self.entry.outputs, found)
-        write(self.entry.writes, call(), found)
-        return returned
+        if self.writes:
+            return give_back(self.entry.outputs, self.entry.writes, results, call)
+        if self.entry.outputs == ("tuple", ("tensor",)):  # every denoiser, at every step
+            return (results[0],)
+        return fill(self.entry.outputs, iter(results))
 
 
 @dataclass(slots=True)

@@ -39,7 +39,7 @@ from aot.machine.target import Target
 from aot.model.capture import Call, in_dtype
 from aot.model.signature import TensorSpec
 from aot.model.weights import LiveWeights
-from aot.model.writes import written
+from aot.model.writes import Results
 from aot.request.compilation import Compilation
 from aot.request.mode import Mode
 from aot.serving.dispatch import OnMiss, ServedBy
@@ -137,7 +137,8 @@ def _compile(plan: Plan, request: Compilation, device: Device, directory: Path, 
     for number, (unit, file) in enumerate(zip(plan.units, files, strict=True)):
         one = found[number]
         code = kinds[unit.kind].code | one.traced.code if unit.kind in kinds else one.traced.code
-        kinds[unit.kind] = Kind(plan.kinds[unit.kind][1], one.weights, code, plan.unread)
+        of = plan.kinds[unit.kind]
+        kinds[unit.kind] = Kind(of.fingerprint, one.weights, code, of.unread)
         outputs, writes = one.traced.outputs, one.traced.writes
         entries.append(GraphEntry(unit.component, unit.paths, unit.kind, file, unit.signature, outputs, unit.dynamic, frozen, writes))
         measured["compile_s"][file] = one.seconds
@@ -150,7 +151,7 @@ def _compile(plan: Plan, request: Compilation, device: Device, directory: Path, 
 
 
 def _compile_unit(plan: Plan, request: Compilation, device: Device, unit: Unit, library: Path) -> _Compiled:
-    started, (module, _) = time.perf_counter(), plan.kinds[unit.kind]
+    started, module = time.perf_counter(), plan.kinds[unit.kind].module
     configuration = Configuration(request.inductor, request.options.mode.freezing, device.type, request.also)
     with device.tensors():
         tensors = unit.signature.zeros()
@@ -207,7 +208,8 @@ def _own_error(plan: Plan, call: Call, expected: Any) -> float:
     if call.dtype != torch.float32:
         return 0.0
     double = [tensor.double() if tensor.is_floating_point() else tensor for tensor in call.tensors]
-    exact, _ = _timed(plan, replace(call, dtype=torch.float64, tensors=double))
+    with torch.no_grad():
+        exact, _ = _timed(plan, replace(call, dtype=torch.float64, tensors=double))
     return compare(expected, exact).relative_l2
 
 
@@ -220,9 +222,8 @@ def _timed(plan: Plan, call: Call) -> tuple[Any, float]:
         returned = module(*args, **kwargs)
         wait_for_device()
         seconds = round(time.perf_counter() - started, 4)
-    found: list[torch.Tensor] = []
-    written(call.signature.form, call.tensors, (args, kwargs), found)
-    return (returned, found), seconds
+    results = Results.of(returned, (args, kwargs), call.signature.form, call.tensors)
+    return (results.returned, results.writes, results.tensors), seconds
 
 
 def _stage(parent: Parent, what: str) -> AbstractContextManager[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -25,6 +25,7 @@ from aot.model.memory_format import to_channels_last
 from aot.model.signature import Signature
 from aot.request.compilation import Compilation
 from aot.request.example import Example
+from aot.request.options import Options
 from aot.request.recipe import Bucket, Recipe
 from aot.request.request import Request
 from aot.request.shape import Shape
@@ -50,6 +51,15 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
+class KindFound:
+    """One submodule of a kind; the fingerprint that all of them share, without the attributes `unread`."""
+
+    module: nn.Module
+    fingerprint: Fingerprint
+    unread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The pipeline, its components' calls, the units to compile and the key.
 
@@ -59,12 +69,11 @@ class Plan:
     pipeline: Any
     modules: dict[str, nn.Module]
     fingerprints: dict[str, Fingerprint]
-    kinds: dict[Digest, tuple[nn.Module, Fingerprint]]  # one submodule of each kind
+    kinds: dict[Digest, KindFound]
     calls: list[Call]
     checks: list[Call]
     units: list[Unit]
     key: Key
-    unread: tuple[str, ...] = ()  # attributes of blocks that none of their code reads
 
     def sites(self) -> list[nn.Module]:
         """The submodules that the units are about."""
@@ -88,10 +97,15 @@ def _components(recipe: Recipe, request: Request, pipeline: Any) -> dict[str, nn
     for module in modules.values():
         if request.fuse_qkv:
             fuse_qkv(module)
-        live_scale(module)
-        if request.options.memory_format == "channels_last":
-            to_channels_last(module)
+        lay_out(module, request.options)
     return modules
+
+
+def lay_out(module: nn.Module, options: Options) -> None:
+    """Do to a component what `compile_pipe` does before it looks at it."""
+    live_scale(module)
+    if options.memory_format == "channels_last":
+        to_channels_last(module)
 
 
 def make_plan(recipe: Recipe, request: Request, device: Device | None = None) -> Plan:
@@ -129,7 +143,7 @@ def make_plan(recipe: Recipe, request: Request, device: Device | None = None) ->
     return Plan(pipeline, modules, fingerprints, kinds, calls, checks, units, _key(request, modules, fingerprints, units))
 
 
-_Kinds: TypeAlias = dict[Digest, tuple[nn.Module, Fingerprint]]
+_Kinds: TypeAlias = dict[Digest, KindFound]
 _KindOf: TypeAlias = Callable[[str, str], Digest]
 _Inner: TypeAlias = list[tuple[str, Signature, DynamicRange | None]]  # of the component itself (path "") or of its blocks
 
@@ -149,17 +163,21 @@ def kinds_of(
     fingerprints: dict[str, Fingerprint],
     blocks: dict[str, list[str]],
     device: Device,
-    unread: Collection[str] = (),
+    unread: Mapping[str, tuple[str, ...]] = {},
 ) -> tuple[_Kinds, _KindOf]:
-    """The kinds among components and blocks, and which kind each is of: identical blocks are compiled once."""
+    """The kinds among components and blocks, and which kind each is of: identical blocks are compiled once.
+
+    `unread`, by component: attributes of its blocks that none of their code reads.
+    """
     kinds: _Kinds = {}
     table: dict[tuple[str, str], Digest] = {}
     for component_path, module in modules.items():
         for path in blocks[component_path] or [""]:
-            fingerprint = fingerprints[component_path]
+            fingerprint, left_out = fingerprints[component_path], tuple[str, ...]()
             if path:
-                fingerprint = fingerprint_of(module.get_submodule(path), device, f"{component_path}.{path}").without(unread)
-            kinds.setdefault(fingerprint.digest, (module.get_submodule(path), fingerprint))
+                left_out = unread.get(component_path, ())
+                fingerprint = fingerprint_of(module.get_submodule(path), device, f"{component_path}.{path}").without(left_out)
+            kinds.setdefault(fingerprint.digest, KindFound(module.get_submodule(path), fingerprint, left_out))
             table[component_path, path] = fingerprint.digest
     return kinds, lambda component_path, path: table[component_path, path]
 

@@ -8,22 +8,20 @@ from functools import partial
 from torch import nn
 
 from aot.artifact.golden import noise
-from aot.building.plan import Plan, fingerprint_of, inner, key_of, kinds_of, units_of
+from aot.building.plan import Plan, fingerprint_of, inner, key_of, kinds_of, lay_out, units_of
 from aot.choice import choice
 from aot.machine.device import Device
 from aot.machine.sku import CPU
-from aot.model.blocks import numbered, repeated
+from aot.model.blocks import numbered, repeated, share
 from aot.model.capture import BlockCall, Call, FakeRun, fake_run, in_dtype
-from aot.model.ip_adapter import live_scale
-from aot.model.memory_format import to_channels_last
 from aot.model.recorder import RecordedCall
 from aot.model.signature import Signature
+from aot.model.tracing import mentioned, tracing
 from aot.request.record import Record
 from aot.request.recorded import Recorded
 
 _LEAST = 0.5  # of a component's weights that its blocks hold together: where they are less, the whole is compiled
-
-_OF_GLUE = 0.02  # and of a component that is glue, one part of it
+_OF_GLUE = 0.05  # of a component that is glue, one part of it that is compiled
 
 
 def plan_recorded(record: Record, request: Recorded, device: Device) -> Plan:
@@ -31,25 +29,22 @@ def plan_recorded(record: Record, request: Recorded, device: Device) -> Plan:
     picked = [choice(path, known=record.modules, field="--components") for path in request.components] or list(record.modules)
     modules = {path: _prepared(record.modules[path], request, device) for path in picked}
     fingerprints = {path: fingerprint_of(module, device, path) for path, module in modules.items()}
-    calls, blocks, unread = [], dict[str, list[str]](), set[str]()
+    calls, blocks, unread = [], dict[str, list[str]](), dict[str, tuple[str, ...]]()
     for path, module in modules.items():
         found = [_here(call, device) for call in record.calls if call.component == path]
-        blocks[path], numbers, ran = _of_component(path, module, found, request.scope, device)
-        unread |= set(numbers)
+        blocks[path], unread[path], ran = _of_component(path, module, found, request.scope, device)
         calls += ran
     kinds, kind_of = kinds_of(modules, fingerprints, blocks, device, unread)
     units = units_of([(call, inner(call)) for call in calls], kind_of)
     key = key_of(request, {"recipe": record.name, "variant": "recorded"}, modules, fingerprints, units)
-    return Plan(None, modules, fingerprints, kinds, calls, [], units, key, tuple(sorted(unread)))
+    return Plan(None, modules, fingerprints, kinds, calls, [], units, key)
 
 
 def _prepared(module: nn.Module, request: Recorded, device: Device) -> nn.Module:
     """The module on the device, as `compile_pipe` makes it before it looks at it."""
     device.fill(module, partial(noise, weight=True))
     with device.tensors():
-        live_scale(module)
-        if request.options.memory_format == "channels_last":
-            to_channels_last(module)
+        lay_out(module, request.options)
     return module
 
 
@@ -67,21 +62,28 @@ def _on(signature: Signature, device: str) -> Signature:
 
 def _of_component(
     path: str, module: nn.Module, recorded: list[RecordedCall], scope: str, device: Device
-) -> tuple[list[str], list[str], list[Call]]:
-    """The blocks that are compiled in the module's place, if any; their numbers; and its calls, with those of the blocks."""
+) -> tuple[list[str], tuple[str, ...], list[Call]]:
+    """The blocks that are compiled in the module's place, if any; which of their numbers nothing reads; and its calls, with those
+    of the blocks."""
     if any(call.blocks for call in recorded):  # glue: what is in it is compiled, whatever the scope
-        blocks = [
-            block for block in dict.fromkeys(block.path for call in recorded for block in call.blocks) if _weighs(module, [block], 0.05)
-        ]
-        return blocks, [], [_call(call, tuple(block for block in call.blocks if block.path in blocks), device) for call in recorded]
-    if scope == "whole" or "." in path:  # a part of an autoencoder: called once a picture, and its blocks differ in size
-        return [], [], [_call(call, (), device) for call in recorded]
-    names = frozenset(name for call in recorded[:1] for name in _fake_run(module, call, device, []).names)
-    unread = numbered(module, names)
-    blocks = repeated(module, unread=unread)
-    if not _weighs(module, blocks, _LEAST):
-        return [], [], [_call(call, (), device) for call in recorded]
-    return blocks, unread, [_call(call, _fake_run(module, call, device, blocks).blocks, device) for call in recorded]
+        called = dict.fromkeys(block.path for call in recorded for block in call.blocks)
+        blocks = [block for block in called if share(module, [block]) >= _OF_GLUE]
+        return blocks, (), [_call(call, tuple(block for block in call.blocks if block.path in blocks), device) for call in recorded]
+    # a part of an autoencoder is compiled whole: it is called once a picture, and its blocks differ in size
+    if scope == "regional" and "." not in path:
+        unread = numbered(module, _mentioned(module, recorded[0], device))
+        blocks = repeated(module, unread=unread)
+        if share(module, blocks) >= _LEAST:
+            told_apart = tuple(name for name in unread if len({vars(module.get_submodule(block)).get(name) for block in blocks}) > 1)
+            return blocks, told_apart, [_call(call, _fake_run(module, call, device, blocks).blocks, device) for call in recorded]
+    return [], (), [_call(call, (), device) for call in recorded]
+
+
+def _mentioned(module: nn.Module, call: RecordedCall, device: Device) -> set[str]:
+    """Every name that the code which a call runs mentions."""
+    with tracing() as codes:
+        _fake_run(module, call, device, [])
+    return {name for code, _ in codes for name in mentioned(code)}
 
 
 def _fake_run(module: nn.Module, call: RecordedCall, device: Device, blocks: list[str]) -> FakeRun:
@@ -96,9 +98,3 @@ def _call(call: RecordedCall, blocks: tuple[BlockCall, ...], device: Device) -> 
         else:
             tensors = [noise(spec, number, weight=False) for number, spec in enumerate(call.signature.specs)]
     return Call(call.component, call.signature, tensors, blocks, call.dtype)
-
-
-def _weighs(module: nn.Module, blocks: list[str], share: float) -> bool:
-    """Whether these blocks hold that share of the module's weights."""
-    held = sum(weight.numel() for path in blocks for weight in module.get_submodule(path).parameters())
-    return held >= share * sum(weight.numel() for weight in module.parameters()) > 0

@@ -22,18 +22,18 @@ from aot.artifact.runner import beside
 from aot.cache_store.errors import CodedError
 from aot.choice import choice
 from aot.errors import BuildFailed, Unsupported
-from aot.model.signature import Form, Signature, flatten
+from aot.model.signature import Form, Signature
 from aot.model.traced import TracedCode
 from aot.model.tracing import tracing
 from aot.model.twin import twin
 from aot.model.weights import LiveWeights
-from aot.model.writes import SAME, written
+from aot.model.writes import SAME, Results
 from aot.request.mode import Setting
 from aot.request.options import Options
 
 
 class _Returned:
-    """The form of what a module returned, and of what it wrote into its arguments. An object of its own: export puts back
+    """The forms of what a module returned, and of what it wrote into its arguments. An object of its own: export puts back
     attributes and lists that tracing changes."""
 
     form: Form = ()
@@ -41,10 +41,9 @@ class _Returned:
 
     def take(self, returned: Any, call: tuple[Any, Any], signature: Signature, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """All results, as tensors."""
-        found: list[torch.Tensor] = []
-        self.form = flatten(returned, found)
-        self.writes = written(signature.form, tensors, call, found)
-        return found
+        results = Results.of(returned, call, signature.form, tensors)
+        self.form, self.writes = results.returned, results.writes
+        return results.tensors
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,8 +53,9 @@ class Device:
                 pipeline.to(self.name)
             return
         from aot.machine.simulated import schedule_on_cpu, to_fake
+        from aot.model.capture import modules_of
 
-        for module in _modules(pipeline):
+        for module in modules_of(pipeline).values():
             to_fake(module, self.fakes)
         pipeline.scheduler = schedule_on_cpu(pipeline.scheduler, self.fakes)
 
@@ -69,12 +70,6 @@ class Device:
         from aot.model.hollow import fill
 
         fill(module, self.name, made)
-
-
-def _modules(pipeline: Any) -> list[nn.Module]:
-    from torch import nn
-
-    return [value for value in pipeline.components.values() if isinstance(value, nn.Module)]
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from torch import nn
 
@@ -49,6 +49,11 @@ def numbered(module: nn.Module, mentioned: Collection[str]) -> list[str]:
     others, which makes each of them another and computes nothing."""
     own = (item for child in module.modules() for item in vars(child).items())
     return sorted({name for name, value in own if type(value) is int and name not in mentioned})
+
+
+def share(module: nn.Module, paths: Iterable[str]) -> float:
+    """What of the module's weights these of its submodules hold."""
+    return sum(_numel(module.get_submodule(path)) for path in paths) / max(_numel(module), 1)
 
 
 def _looks(module: nn.Module) -> object:

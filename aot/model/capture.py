@@ -12,10 +12,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # checked on torch 2.11.0, 2.13.0 and 2.15.0
 
-from aot.model.signature import Convention, Form, Signature, TensorSpec, fill, flatten
-from aot.model.tracing import mentioned, tracing
+from aot.model.signature import Convention, Form, Signature, TensorSpec
 from aot.model.twin import twin
-from aot.model.writes import write, written
+from aot.model.writes import Results, give_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +40,11 @@ class Call:
 
     def __str__(self) -> str:
         return f"{self.component} {self.signature}"
+
+
+def modules_of(pipeline: Any) -> dict[str, nn.Module]:
+    """The modules among a pipeline's components, by name; none of what is no pipeline."""
+    return {name: part for name, part in getattr(pipeline, "components", {}).items() if isinstance(part, nn.Module)}
 
 
 def component(pipeline: Any, path: str) -> nn.Module:
@@ -125,21 +129,17 @@ class _Recorder:
 
 @dataclass(frozen=True, slots=True)
 class FakeRun:
-    """What a call on fakes came to: the form and specs of what it returned, then of what it wrote into its arguments; the calls
-    of blocks; and every name that the code which ran mentions."""
+    """What a call on fakes came to: the form and specs of what it returned, then of what it wrote into its arguments; and the
+    calls of blocks."""
 
     returned: Form
     writes: Form
     specs: tuple[TensorSpec, ...]
     blocks: tuple[BlockCall, ...]
-    names: frozenset[str]
 
     def answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Zeros, returned and written as the call would."""
-        zeros = iter([spec.zeros() for spec in self.specs])
-        returned = fill(self.returned, zeros)
-        write(self.writes, (args, kwargs), zeros)
-        return returned
+        return give_back(self.returned, self.writes, [spec.zeros() for spec in self.specs], (args, kwargs))
 
 
 def fake_run(
@@ -159,14 +159,12 @@ def fake_run(
     given: list[torch.Tensor] = [tensor if isinstance(tensor, FakeTensor) else fake.from_tensor(tensor) for tensor in tensors]
     args, kwargs = signature.call(given)
     seen: list[BlockCall] = []
-    outputs: list[torch.Tensor] = []
     for path in blocks:
         _watch(ran.get_submodule(path), path, seen)
-    with torch.no_grad(), fake, tracing() as codes:
-        returned = flatten(torch.func.functional_call(ran, weights, args, kwargs), outputs)
-    writes = written(signature.form, given, (args, kwargs), outputs)
-    names = frozenset(name for code, _ in codes for name in mentioned(code))
-    return FakeRun(returned, writes, tuple(map(TensorSpec.of, outputs)), tuple(seen), names)
+    with torch.no_grad(), fake:
+        returned = torch.func.functional_call(ran, weights, args, kwargs)
+    results = Results.of(returned, (args, kwargs), signature.form, given)
+    return FakeRun(results.returned, results.writes, tuple(map(TensorSpec.of, results.tensors)), tuple(seen))
 
 
 def _watch(block: nn.Module, path: str, seen: list[BlockCall]) -> None:

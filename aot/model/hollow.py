@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -11,37 +13,35 @@ from torch import nn
 from aot.model.signature import TensorSpec
 from aot.model.twin import twin
 
+_Replaced: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+
 
 def hollow(module: nn.Module) -> nn.Module:
     """A copy of `module` whose parameters have no memory; what is tied stays tied, and buffers and plain tensors keep their numbers."""
     found = twin(module)
-    empty: dict[int, nn.Parameter] = {}
-    for child in found.modules():
-        for name, weight in child._parameters.items():
-            if weight is not None:
-                child._parameters[name] = empty.setdefault(id(weight), _empty(weight))
-        for name, buffer in child._buffers.items():
-            if buffer is not None:
-                child._buffers[name] = buffer.detach().cpu().clone(memory_format=torch.preserve_format)
+    _replace(found, _empty, lambda buffer: buffer.detach().cpu().clone(memory_format=torch.preserve_format))
     return found
-
-
-def _empty(weight: torch.Tensor) -> nn.Parameter:
-    there = torch.empty_strided(weight.shape, weight.stride(), dtype=weight.dtype, device="meta")
-    return nn.Parameter(there, requires_grad=weight.requires_grad)
 
 
 def fill(module: nn.Module, device: str, made: Callable[[TensorSpec, int], torch.Tensor]) -> None:
     """Give every parameter of a hollow module memory on `device`, in place: what is `made` of its spec and its place among them."""
-    whole: dict[int, nn.Parameter] = {}
+    places = count()
+    _replace(module, lambda weight: made(replace(TensorSpec.of(weight), device=device), next(places)), lambda buffer: buffer.to(device))
+
+
+def _empty(weight: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(weight.shape, weight.stride(), dtype=weight.dtype, device="meta")
+
+
+def _replace(module: nn.Module, of_parameter: _Replaced, of_buffer: _Replaced) -> None:
+    """Put others in the place of all weights; one that stands in several places is replaced by one."""
+    replaced: dict[int, nn.Parameter] = {}
     for child in module.modules():
         for name, weight in child._parameters.items():
-            if weight is None:
-                continue
-            if id(weight) not in whole:
-                spec = replace(TensorSpec.of(weight), device=device)
-                whole[id(weight)] = nn.Parameter(made(spec, len(whole)), requires_grad=weight.requires_grad)
-            child._parameters[name] = whole[id(weight)]
+            if weight is not None:
+                if id(weight) not in replaced:
+                    replaced[id(weight)] = nn.Parameter(of_parameter(weight), requires_grad=weight.requires_grad)
+                child._parameters[name] = replaced[id(weight)]
         for name, buffer in child._buffers.items():
             if buffer is not None:
-                child._buffers[name] = buffer.to(device)
+                child._buffers[name] = of_buffer(buffer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,12 +13,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import (  # checked on torch 2.11.0, 2.13.0 and 2.15.0
     DataDependentOutputException,
     DynamicOutputShapeException,
-    FakeTensor,
     UnsupportedOperatorException,
 )
 
 from aot.errors import Unsupported
-from aot.model.capture import BlockCall, FakeRun, dtype_of, fake_run
+from aot.model.capture import BlockCall, FakeRun, dtype_of, fake_run, modules_of
 from aot.model.signature import Convention, Signature
 
 _READS_DATA = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
@@ -69,7 +68,7 @@ class Recorder:
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             path = self._paths.get(id(module))
-            if path is None or self._here.inside or not self._is_component(module):
+            if path is None or self._here.inside or not module._modules:
                 return original(module, *args, **kwargs)
             return self._outermost(path, module, args, kwargs, lambda: original(module, *args, **kwargs))
 
@@ -78,12 +77,6 @@ class Recorder:
             yield
         finally:
             nn.Module.__call__ = original  # type: ignore[method-assign]
-
-    def _is_component(self, module: nn.Module) -> bool:
-        """What has children; in glue whose weights are not there, a leaf too, which could not compute."""
-        if module._modules:
-            return True
-        return self._here.glue is not None and any(isinstance(weight, FakeTensor) or weight.is_meta for weight in module.parameters())
 
     def _outermost(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]) -> Any:
         if path in self.left:
@@ -150,8 +143,6 @@ class _Here(threading.local):
 
 def submodules(owner: Any) -> Iterator[tuple[str, nn.Module]]:
     """Every module that `owner` holds, by dotted path: a pipeline's components and what is in them, or those of a module itself."""
-    found: Mapping[str, Any] = {"module": owner} if isinstance(owner, nn.Module) else owner.components
-    for name, part in found.items():
-        if isinstance(part, nn.Module):
-            for inner, module in part.named_modules():
-                yield f"{name}.{inner}".rstrip("."), module
+    for name, part in ({"module": owner} if isinstance(owner, nn.Module) else modules_of(owner)).items():
+        for inner, module in part.named_modules():
+            yield f"{name}.{inner}".rstrip("."), module

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 
@@ -48,6 +49,29 @@ def _gone(form: Form, before: Iterator[torch.Tensor]) -> Form:
 
 def _tensors_in(form: Form) -> int:
     return int(form == ("tensor",)) + sum(_tensors_in(part) for part in form if isinstance(part, tuple))
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All that a call comes to, as tensors: those of what it returned, of that form, then those of what it wrote."""
+
+    returned: Form
+    writes: Form
+    tensors: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, returned: Any, call: tuple[Any, Any], form: Form, tensors: list[torch.Tensor]) -> Self:
+        """Those of a `call` that is over, whose arguments were of this form with these tensors before it. Raises Unsupported."""
+        found: list[torch.Tensor] = []
+        return cls(flatten(returned, found), written(form, tensors, call, found), found)
+
+
+def give_back(returned: Form, writes: Form, tensors: Iterable[torch.Tensor], call: Any) -> Any:
+    """What a call with such results returns; what it writes is written into `call`, its canonical arguments."""
+    found = iter(tensors)
+    value = fill(returned, found)
+    write(writes, call, found)
+    return value
 
 
 def write(form: Form, value: Any, tensors: Iterator[torch.Tensor]) -> Any:

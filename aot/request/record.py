@@ -74,7 +74,8 @@ def record(owner: Any, *, name: str = "", computes: bool = False) -> Iterator[Re
     recorder, found = Recorder(owner, computes=computes), Record(name or _name(owner))
     with recorder.watching():
         yield found
-    found.modules, found.calls, found.left = recorder.modules, recorder.calls, recorder.left
+    found.modules = {path: module for path, module in recorder.modules.items() if path not in recorder.left}
+    found.calls, found.left = recorder.calls, recorder.left
 
 
 def _name(owner: Any) -> str:

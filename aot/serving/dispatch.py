@@ -142,7 +142,7 @@ class Dispatcher(StandIn):
             return self._missed(reason, args, kwargs)
         inputs = tensors if graph.entry.frozen else weights + tensors
         try:
-            outputs = graph.run(inputs, lambda: Convention(self.plain).canonical(args, kwargs))
+            outputs = graph.run(inputs, known.convention.canonical(args, kwargs) if graph.writes else None)
         except torch.OutOfMemoryError:  # what eager would raise too, and servers wait for
             raise
         except RuntimeError as error:
@@ -195,7 +195,7 @@ class Dispatcher(StandIn):
         if graph is None:
             return self._missed(self._graphs.nearest(signature), args, kwargs)
         named = [(name, spec) for name, spec in signature.named()]
-        known = _Known(graph, None if order == list(range(len(tensors))) else order, named, [spec.span for _, spec in named])
+        known = _Known(graph, convention, None if order == list(range(len(tensors))) else order, named, [spec.span for _, spec in named])
         for (name, spec), tensor in zip(named, tensors, strict=True):
             if reason := unfit(tensor, spec, graph.device):
                 return self._missed(f"{name} {reason}", args, kwargs)
@@ -237,6 +237,7 @@ class _Known:
     """A form of call that a graph serves: where its tensors are in the call as written, and how much memory each needs."""
 
     graph: Graph
+    convention: Convention
     order: list[int] | None
     named: list[tuple[str, TensorSpec]]
     spans: list[int]

@@ -69,7 +69,7 @@ class Site:
         dispatcher = Dispatcher(self.module, self.graphs, self.kind, policy)
         dispatcher.put()
         live = live or Fingerprint.of(self.module, served=True)
-        if self.kind.fingerprint.differs(live) is None:
+        if self.kind.structure_differs(live) is None:
             dispatcher.seal(live.met)
 
 

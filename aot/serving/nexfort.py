@@ -23,7 +23,7 @@ from aot.environment import GRAPH_CACHE
 from aot.errors import BadInput, Conflict
 from aot.machine.settings import claim
 from aot.machine.target import Allow, Target
-from aot.model.capture import component
+from aot.model.capture import component, modules_of
 from aot.model.fusion import fuse_qkv
 from aot.model.ip_adapter import live_scale
 from aot.model.memory_format import to_channels_last
@@ -118,9 +118,9 @@ def _from_the_start(modules: list[nn.Module]) -> Iterator[None]:
 
 def restore(compiled: T) -> T:
     """Undo `compile` or `compile_pipe` in place: forwards, fused projections, memory format. Fine where nothing was done."""
-    paths = (*PIPELINE_COMPONENTS, *parts(compiled))
-    modules = [compiled] if isinstance(compiled, nn.Module) else components(compiled, (), paths).values()
-    for module in modules:
+    found: Mapping[str, nn.Module]
+    found = {"": compiled} if isinstance(compiled, nn.Module) else components(compiled, (), (*PIPELINE_COMPONENTS, *parts(compiled)))
+    for module in found.values():
         take_away(module)
         give_back(module)
     return compiled
@@ -141,10 +141,9 @@ def _at(pipe: Any, path: str) -> Any:
 
 def parts(pipe: Any) -> Iterator[str]:
     """The paths of all that a pipeline may call as a module: its components, and of autoencoders, whose methods it calls, the parts."""
-    for name, part in getattr(pipe, "components", {}).items():
-        if isinstance(part, nn.Module):
-            coder = hasattr(part, "decode") or hasattr(part, "encode")
-            yield from (f"{name}.{inner}" for inner, child in part.named_children() if child._modules) if coder else (name,)
+    for name, part in modules_of(pipe).items():
+        coder = hasattr(part, "decode") or hasattr(part, "encode")
+        yield from (f"{name}.{inner}" for inner, child in part.named_children() if child._modules) if coder else (name,)
 
 
 def _compile(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.pipelines.parts import TOKENS, Made, embedded, flow, image, kl, named, random, without_text
+from tests.pipelines.parts import TOKENS, Made, embedded, flow, guided, image, kl, mask, named, random, without_text
 
 
 def _flux_parts(*, guidance: bool = True) -> dict[str, Any]:
@@ -111,11 +111,8 @@ def qwen_image() -> Made:
         axes_dims_rope=(8, 4, 4),
     )
     pipe = without_text(QwenImagePipeline, transformer=transformer, vae=_qwen_vae(), scheduler=flow())
-    mask = torch.ones(1, TOKENS, dtype=torch.int64)
-    mask[:, -2:] = 0
-    prompts = {"prompt_embeds": random(1, TOKENS, 16), "prompt_embeds_mask": mask}
-    negative = {f"negative_{name}": value.clone() for name, value in prompts.items()}
-    return pipe, {"height": 32, "width": 48, "true_cfg_scale": 4.0, **prompts, **negative}
+    prompt = guided({"prompt_embeds": random(1, TOKENS, 16), "prompt_embeds_mask": mask(padding=2)})
+    return pipe, {"height": 32, "width": 48, "true_cfg_scale": 4.0, **prompt}
 
 
 @named
@@ -140,9 +137,8 @@ def sd3() -> Made:
     )
     parts = {"transformer": transformer, "vae": kl(4, quant=False, shift_factor=0.06, scaling_factor=1.5), "scheduler": flow()}
     pipe = without_text(StableDiffusion3Pipeline, "image_encoder", "feature_extractor", **parts)
-    prompt = embedded({"prompt_embeds": (1, TOKENS, 32), "pooled_prompt_embeds": (1, 64)})
-    negative = {f"negative_{name}": value.clone() for name, value in prompt.items()}
-    return pipe, {"height": 32, "width": 48, **prompt, **negative}
+    prompt = guided(embedded({"prompt_embeds": (1, TOKENS, 32), "pooled_prompt_embeds": (1, 64)}))
+    return pipe, {"height": 32, "width": 48, **prompt}
 
 
 @named
@@ -188,10 +184,8 @@ def chroma() -> Made:
         approximator_num_channels=16,
     )
     parts = {"transformer": transformer, "vae": kl(4, quant=False, shift_factor=0.06, scaling_factor=1.5), "scheduler": flow()}
-    mask = torch.ones(1, TOKENS, dtype=torch.bool)
-    prompt = {"prompt_embeds": random(1, TOKENS, 32), "prompt_attention_mask": mask}
-    negative = {f"negative_{name}": value.clone() for name, value in prompt.items()}
-    return without_text(ChromaPipeline, **parts), {"height": 32, "width": 48, **prompt, **negative}
+    prompt = guided({"prompt_embeds": random(1, TOKENS, 32), "prompt_attention_mask": mask(torch.bool)})
+    return without_text(ChromaPipeline, **parts), {"height": 32, "width": 48, **prompt}
 
 
 @named
@@ -214,10 +208,8 @@ def lumina2() -> Made:
     )
     vae = kl(4, levels=4, quant=False, shift_factor=0.06, scaling_factor=1.5)
     parts = {"transformer": transformer, "vae": vae, "scheduler": flow()}
-    mask = torch.ones(1, TOKENS, dtype=torch.int64)
-    prompt = {"prompt_embeds": random(1, TOKENS, 16), "prompt_attention_mask": mask}
-    negative = {f"negative_{name}": value.clone() for name, value in prompt.items()}
-    return without_text(Lumina2Pipeline, **parts), {"height": 32, "width": 48, **prompt, **negative}
+    prompt = guided({"prompt_embeds": random(1, TOKENS, 16), "prompt_attention_mask": mask()})
+    return without_text(Lumina2Pipeline, **parts), {"height": 32, "width": 48, **prompt}
 
 
 @named
@@ -256,8 +248,6 @@ def sana() -> Made:
         scaling_factor=0.41407,
     )
     pipe = without_text(SanaPipeline, transformer=transformer, vae=vae, scheduler=flow(shift=7.0))
-    mask = torch.ones(1, TOKENS, dtype=torch.int64)
-    prompt = {"prompt_embeds": random(1, TOKENS, 8), "prompt_attention_mask": mask}
-    negative = {f"negative_{name}": value.clone() for name, value in prompt.items()}
+    prompt = guided({"prompt_embeds": random(1, TOKENS, 8), "prompt_attention_mask": mask()})
     more = {"use_resolution_binning": False, "complex_human_instruction": None, "negative_prompt": None}
-    return pipe, {"height": 64, "width": 96, **more, **prompt, **negative}
+    return pipe, {"height": 64, "width": 96, **more, **prompt}

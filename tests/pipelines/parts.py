@@ -71,5 +71,17 @@ def without_text(kind: type, *also: str, **parts: Any) -> Any:
     return kind(**dict.fromkeys([*names, *also]), **parts)
 
 
+def mask(dtype: torch.dtype = torch.int64, *, padding: int = 0) -> torch.Tensor:
+    """Which of the prompt's tokens count: all but the last ones."""
+    found = torch.ones(1, TOKENS, dtype=dtype)
+    found[:, TOKENS - padding :] = 0
+    return found
+
+
+def guided(prompt: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A prompt, and as the negative one the same."""
+    return {**prompt, **{f"negative_{name}": value.clone() for name, value in prompt.items()}}
+
+
 def embedded(sizes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     return {name: random(*size) for name, size in sizes.items()}

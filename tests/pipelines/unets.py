@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.pipelines.parts import TOKENS, Made, ddim, embedded, image, kl, named, random, without_text
+from tests.pipelines.parts import TOKENS, Made, ddim, embedded, guided, image, kl, named, random, without_text
 
 
 def _sd15_unet() -> Any:
@@ -69,8 +69,7 @@ def _sdxl_parts(*, aesthetics: bool = False, channels: int = 4) -> dict[str, Any
 
 
 def _sdxl_prompt() -> dict[str, Any]:
-    prompt = embedded({"prompt_embeds": (1, TOKENS, 32), "pooled_prompt_embeds": (1, 32)})
-    return {**prompt, **{f"negative_{name}": value.clone() for name, value in prompt.items()}}
+    return guided(embedded({"prompt_embeds": (1, TOKENS, 32), "pooled_prompt_embeds": (1, 32)}))
 
 
 @named

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from tests.pipelines.parts import TOKENS, Made, ddim, flow, named, pil, random, without_text
+from tests.pipelines.parts import TOKENS, Made, ddim, flow, guided, mask, named, pil, random, without_text
 
 
 def _wan_transformer(channels: int = 16, **more: Any) -> Any:
@@ -116,10 +114,8 @@ def ltx() -> Made:
         patch_size_t=1,
     )
     pipe = without_text(LTXPipeline, transformer=transformer, vae=vae, scheduler=flow())
-    mask = torch.ones(1, TOKENS, dtype=torch.int64)
-    prompt = {"prompt_embeds": random(1, TOKENS, 32), "prompt_attention_mask": mask}
-    negative = {f"negative_{name}": value.clone() for name, value in prompt.items()}
-    return pipe, {"height": 32, "width": 64, "num_frames": 9, **prompt, **negative}
+    prompt = guided({"prompt_embeds": random(1, TOKENS, 32), "prompt_attention_mask": mask()})
+    return pipe, {"height": 32, "width": 64, "num_frames": 9, **prompt}
 
 
 @named
@@ -150,9 +146,7 @@ def hunyuan_video() -> Made:
         norm_num_groups=4,
     )
     pipe = without_text(HunyuanVideoPipeline, transformer=transformer, vae=vae, scheduler=flow(shift=7.0))
-    mask = torch.ones(1, TOKENS, dtype=torch.int64)
-    mask[:, -2:] = 0
-    prompt = {"prompt_embeds": random(1, TOKENS, 16), "pooled_prompt_embeds": random(1, 8), "prompt_attention_mask": mask}
+    prompt = {"prompt_embeds": random(1, TOKENS, 16), "pooled_prompt_embeds": random(1, 8), "prompt_attention_mask": mask(padding=2)}
     return pipe, {"height": 16, "width": 32, "num_frames": 9, **prompt}
 
 

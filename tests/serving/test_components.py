@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from torch import nn
 
-from aot.serving.nexfort import components, parts
+from aot.serving.nexfort import components, parts, restore
 from tests.pipelines import make
 
 
@@ -22,3 +22,9 @@ def test_the_denoisers_and_the_decoder_are_compiled_and_the_rest_is_served_where
 def test_an_autoencoder_of_another_make_is_no_error() -> None:
     pipe = SimpleNamespace(vae=nn.Linear(1, 1), transformer="a name", unet=None)
     assert components(pipe, ()) == {}
+
+
+def test_a_module_with_components_of_its_own_is_restored_like_any() -> None:
+    module = nn.Linear(1, 1)
+    module.components = ["not a pipeline's"]  # type: ignore[assignment]
+    assert restore(module) is module

@@ -1,0 +1,79 @@
+"""The plan of a Record."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from aot.artifact.book import Kind
+from aot.building.recorded import plan_recorded
+from aot.machine.device import Device
+from aot.model.fingerprint import Fingerprint
+from aot.request.options import Options
+from aot.request.record import record
+from aot.request.recorded import Recorded
+
+
+class Block(nn.Module):
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self.place, self.width, self.inner = place, 8, nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+class Blocks(nn.Module):
+    """Its blocks keep which one they are, and nothing reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(0), Block(1)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Reads(nn.Module):
+    """Has an attribute of that name too, and computes with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place, self.inner = 3, nn.Sequential(nn.Linear(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) * self.place
+
+
+def test_only_what_tells_blocks_apart_is_left_out_and_only_of_those_blocks() -> None:
+    pipe = SimpleNamespace(components={"transformer": Blocks(), "prior": Reads(), "name": "no module"})
+    with record(pipe, name="both") as found, torch.no_grad():
+        for name in ("transformer", "prior"):
+            pipe.components[name](torch.ones(1, 8))
+    request = Recorded(name="both", gpu="cpu", options=Options(), scope="regional", cache_layer=False)
+    plan = plan_recorded(found, request, Device.of("cpu"))
+    blocks, whole = (plan.kinds[unit.kind] for unit in plan.units)
+    assert [unit.paths for unit in plan.units] == [("blocks.0", "blocks.1"), ("",)]
+    assert (blocks.unread, whole.unread) == (("place",), ())
+    kinds = [Kind(kind.fingerprint, unread=kind.unread) for kind in (blocks, whole)]
+    assert [kind.structure_differs(Fingerprint.of(module)) for kind, module in zip(kinds, (Block(7), Reads()), strict=True)] == [None, None]
+    other = Reads()
+    other.place = 4
+    assert "place=4" in (kinds[1].structure_differs(Fingerprint.of(other)) or "")
+    wider = Block(0)
+    wider.width = 9
+    assert "width=9" in (kinds[0].structure_differs(Fingerprint.of(wider)) or "")
+
+
+def test_a_component_whose_later_call_has_no_identity_is_left_out_whole() -> None:
+    pipe = SimpleNamespace(components={"prior": Reads()})
+    with record(pipe, name="prior") as found, torch.no_grad():
+        pipe.components["prior"](torch.ones(1, 8))
+        with suppress(TypeError):
+            pipe.components["prior"](x=object())
+    assert (found.modules, found.calls, list(found.left)) == ({}, [], ["prior"])
