@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from aot.artifact.key import Key
 from aot.artifact.opened import CACHE, GRAPH
@@ -35,11 +35,16 @@ from aot.request.compilation import Compilation
 from aot.request.recorded import Recorded
 from aot.request.request import Request
 
-if TYPE_CHECKING:
-    from aot.request.record import Record
-
 # Inductor's own bookkeeping of one machine, worthless elsewhere: lock files, and C++ headers it precompiled for itself
 _NOT_SHIPPED = ("locks", "precompiled_headers", "tmp")
+
+
+class Source(Protocol):
+    """What a build is made from, where that is no recipe: a Record, or what one is made of."""
+
+    def message(self, work: Path) -> dict[str, Any]:
+        """What the process that builds must know of it; files for it are put into the folder `work`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +62,13 @@ def build(
     request: Request | Recorded,
     store: LocalStore,
     *,
-    record: Record | None = None,
+    source: Source | None = None,
     progress: Progress,
     environ: Mapping[str, str],
     rebuild: bool = False,
     interpreter: Interpreter | None = None,
 ) -> Built:
-    """Build the artifact that `request` asks for, of a recipe or of `record`, and commit it to `store`; the store's own
+    """Build the artifact that `request` asks for, of a recipe or of `source`, and commit it to `store`; the store's own
     if it is there already.
 
     Compilation runs in fresh processes with fresh compiler caches; what they print goes to a log beside the store. Two builds
@@ -75,8 +80,87 @@ def build(
             f"the store's path {str(store.root)!r} holds a blank, and torch's compiler writes it into commands that break there.",
             remedy="build with AOT_HOME at a path without blanks; serving, pulling and pushing take any.",
         )
-    compiled_by = interpreter or Interpreter()
     keys = signing_keys(store.root, environ)
+    with _planning(request, store, source, environ=environ, interpreter=interpreter, progress=progress) as planning:
+        key, ref, events = planning.key, planning.ref, planning.events
+        with store.building(ref) as waited:
+            present = store.resolve(ref)
+            if present and (waited or not rebuild):
+                planning.child.send("stop")
+                return Built(ref, present, Manifest.parse(store.manifest(present)), fresh=False, log=planning.log)
+            planning.child.send("go")
+            took = expected_seconds(store, key.parts)
+            done = wait_for(events, "done", lambda found: progress(replace(found, expected=took.get(found.component))))
+            kinds = [GRAPH]
+            if request.cache_layer:
+                planning.fill_cache(progress)
+                kinds.append(CACHE)
+            producer = {**_producer(), **planning.versions, "cold_build": f"{time.perf_counter() - planning.started:.1f}"}
+            with stage(progress, "pack and store"):
+                manifest, blobs = _pack(planning.work, kinds, key=key, name=request.name, done=done, producer=producer)
+                digest = store.commit(ref, manifest.encode(), blobs, envelope=_signed(manifest.encode(), keys))
+    return Built(ref, digest, manifest, fresh=True, log=planning.log)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a build would make: its artifact, the graphs in words, and whether the store has it. `seconds` a graph, by component,
+    are those of the build that was most like it; empty where there was none."""
+
+    ref: Ref
+    key: Key
+    graphs: tuple[str, ...]
+    present: Digest | None
+    seconds: Mapping[str, float]
+
+
+def plan(
+    request: Request | Recorded,
+    store: LocalStore,
+    *,
+    source: Source | None = None,
+    progress: Progress,
+    environ: Mapping[str, str],
+    interpreter: Interpreter | None = None,
+) -> Planned:
+    """What `build` would do. Nothing is compiled or stored. Raises CodedError."""
+    with _planning(request, store, source, environ=environ, interpreter=interpreter, progress=progress) as found:
+        found.child.send("stop")
+        return Planned(found.ref, found.key, found.graphs, store.resolve(found.ref), expected_seconds(store, found.key.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Planning:
+    """A build whose process has said what it will compile, and waits to be told to go on."""
+
+    child: Process
+    events: Iterator[Event]
+    key: Key
+    ref: Ref
+    graphs: tuple[str, ...]
+    versions: dict[str, str]
+    work: Path
+    log: Path
+    started: float
+    message: dict[str, Any]
+    environ: Mapping[str, str]
+    python: str
+
+    def fill_cache(self, progress: Progress) -> None:
+        _fill_cache(self.message, self.work / CACHE, log=self.log, environ=self.environ, python=self.python, progress=progress)
+
+
+@contextmanager
+def _planning(
+    request: Request | Recorded,
+    store: LocalStore,
+    source: Source | None,
+    *,
+    environ: Mapping[str, str],
+    interpreter: Interpreter | None,
+    progress: Progress,
+) -> Iterator[_Planning]:
+    compiled_by = interpreter or Interpreter()
     environ = compiled_by.environment(environ)
     log = _log(store, request)
     with store.temporary() as work:
@@ -84,33 +168,15 @@ def build(
         graphs.mkdir()
         started = time.perf_counter()
         message: dict[str, Any] = {"request": request.to_json(), "directory": str(graphs)}
-        if record:
-            packed = work / "record"
-            record.pack(packed)
-            message |= {"record": str(packed), "path": sys.path}
+        if source:
+            message |= source.message(work)
         compiling = {**fresh(environ, work / "inductor"), **_tools(request, store.root / "toolchain", environ, compiled_by)}
         with Process("graphs", message, log=log, environ=compiling, python=compiled_by.python) as child:
             events = child.events()
-            planned = wait_for(events, "key", progress)
-            key = Key(planned["parts"])
+            told = wait_for(events, "key", progress)
+            key, units = Key(told["parts"]), tuple(told["units"])
             ref = Ref(request.name, key.digest)
-            with store.building(ref) as waited:
-                present = store.resolve(ref)
-                if present and (waited or not rebuild):
-                    child.send("stop")
-                    return Built(ref, present, Manifest.parse(store.manifest(present)), fresh=False, log=log)
-                child.send("go")
-                took = expected_seconds(store, key.parts)
-                done = wait_for(events, "done", lambda found: progress(replace(found, expected=took.get(found.component))))
-                kinds = [GRAPH]
-                if request.cache_layer:
-                    _fill_cache(message, work / CACHE, log=log, environ=environ, python=compiled_by.python, progress=progress)
-                    kinds.append(CACHE)
-                producer = {**_producer(), **planned["versions"], "cold_build": f"{time.perf_counter() - started:.1f}"}
-                with stage(progress, "pack and store"):
-                    manifest, blobs = _pack(work, kinds, key=key, name=request.name, done=done, producer=producer)
-                    digest = store.commit(ref, manifest.encode(), blobs, envelope=_signed(manifest.encode(), keys))
-    return Built(ref, digest, manifest, fresh=True, log=log)
+            yield _Planning(child, events, key, ref, units, told["versions"], work, log, started, message, environ, compiled_by.python)
 
 
 def check_host(request: Compilation, environ: Mapping[str, str], interpreter: Interpreter | None = None) -> None:

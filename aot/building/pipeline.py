@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,21 +20,26 @@ from aot.machine.device import gpus_here, is_here
 from aot.machine.sku import CPU
 from aot.request.compilation import on_machine
 from aot.request.options import Options
+from aot.request.origin import Origin
+from aot.request.recipe_file import RecipeFile
 from aot.request.record import Record, record
 from aot.request.recorded import Recorded
+from aot.request.saved import Saved
 
 Call = Callable[[Any], Any]
 
 
 def build(
     what: Any,
-    call: Call | Iterable[Call] | None = None,
+    call: Call | dict[str, Any] | Iterable[Call | dict[str, Any]] | None = None,
     *,
     gpu: str = "",
     options: Options | dict[str, Any] | str | None = None,
     scope: str = "regional",
     components: Collection[str] = (),
     name: str = "",
+    dtype: torch.dtype | None = None,
+    axes: bool = False,
     cache_layer: bool = False,
     untuned: bool = False,
     also: Collection[str] = (),
@@ -40,33 +47,52 @@ def build(
     progress: Progress | None = None,
 ) -> Built:
     """Compile what `call` (a function of the pipeline, or several) calls of the diffusers pipeline or module `what`, into an
-    artifact of the local store; `what` may also be a Record.
+    artifact of the local store. `what` may also be a Record, or the file of one; or the folder or repository of a pipeline, of which
+    the configs are enough: `call` is then the arguments of a call, as a dict, or several such.
 
     `gpu` is the machine to compile for, `cpu` or a name of `aot targets`, by default what the modules are on; it need not be
     here. `options` are those of `compile`. `scope`: `regional`, one graph for each kind of repeated block, or `whole`, one a
     component. `components` are the paths compiled, by default all that were called. `name` is the artifact's, by default that of
-    the pipeline's class. `cache_layer` makes a fallback to torch.compile warm too, at the price of a second compilation.
+    the pipeline's class. `dtype` is that of the weights, of a folder or repository; by default float32, as diffusers loads them.
+    With `axes` sizes that differ between calls are left open, and one graph serves them and all between; else each has its own.
+    `cache_layer` makes a fallback to torch.compile warm too, at the price of a second compilation.
     `progress` is told of each stage.
 
     Nothing of `what` is changed, and no weight is read: what is compiled is compared with eager on noise. Raises BadInput and
     Unsupported for what cannot be built, BadEnvironment for a host that cannot build, BuildFailed, OutsideTolerance.
     """
-    recorded = _recorded(what, call, name)
-    recorded.check()
-    gpu, parsed = gpu or _device_of(recorded), Options.parse(options)
+    source = _source(what, call, name, dtype)
+    source.check()
+    gpu, parsed = gpu or _device_of(source), Options.parse(options)
+    parsed = replace(parsed, dynamic=parsed.dynamic or axes)
     given = isinstance(options, str | dict) and "mode" in options
     machine = on_machine(gpu, parsed, here=is_here(gpu), mode_given=given, cache_layer=cache_layer, untuned=untuned, also=also)
-    request = Recorded(name=name or recorded.name, scope=scope, components=tuple(components), **machine)
+    request = Recorded(name=name or _name_of(source), scope=scope, components=tuple(components), **machine)
     request.check_machine()
     check_host(request, os.environ)
     store = LocalStore(default_root(os.environ))
-    return build_artifact(request, store, record=recorded, progress=progress or _quiet, environ=os.environ, rebuild=rebuild)
+    return build_artifact(request, store, source=source, progress=progress or _quiet, environ=os.environ, rebuild=rebuild)
+
+
+def _source(what: Any, call: Any, name: str, dtype: torch.dtype | None) -> Record | Origin | Saved | RecipeFile:
+    if not isinstance(what, str | Path):
+        return _recorded(what, call, name)
+    if Path(what).suffix == ".json":
+        if call is not None:
+            raise _two_calls()
+        return Saved(str(what), name=name)
+    if Path(what).suffix == ".py":
+        if call is not None:
+            raise _two_calls()
+        return RecipeFile(str(what), name)
+    calls = [{}] if call is None else [call] if isinstance(call, dict) else list(call)
+    return Origin(str(what), tuple(calls), str(dtype or torch.float32).removeprefix("torch."))
 
 
 def _recorded(what: Any, call: Call | Iterable[Call] | None, name: str) -> Record:
     if isinstance(what, Record):
         if call is not None:
-            raise BadInput("a Record holds its calls, and another was given beside it.", remedy="leave the call out, or record it too.")
+            raise _two_calls()
         return what
     if call is None:
         raise BadInput(
@@ -79,9 +105,20 @@ def _recorded(what: Any, call: Call | Iterable[Call] | None, name: str) -> Recor
     return found
 
 
-def _device_of(recorded: Record) -> str:
-    """What the recorded modules are on, as `gpu` is written."""
-    kinds = {weight.device.type for module in recorded.modules.values() for weight in module.parameters()}
+def _name_of(source: Record | Origin | Saved | RecipeFile) -> str:
+    """The artifact's; a file of a Record says it inside, and is called by its own name here."""
+    return source.name if isinstance(source, Record) else source.own_name
+
+
+def _two_calls() -> BadInput:
+    return BadInput("a Record holds its calls, and another was given beside it.", remedy="leave the call out, or record it too.")
+
+
+def _device_of(source: Record | Origin | Saved | RecipeFile) -> str:
+    """What the recorded modules are on, as `gpu` is written; this machine's GPU for what is on nothing."""
+    if not isinstance(source, Record):
+        return next(iter(gpus_here()), CPU)
+    kinds = {weight.device.type for module in source.modules.values() for weight in module.parameters()}
     return next(iter(gpus_here()), CPU) if "cuda" in kinds else CPU
 
 

@@ -9,31 +9,40 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aot.cli import request as asked
-from aot.cli.text import found_cubins, print_json, progress, size
+from aot.cli import source as of
+from aot.cli.text import found_cubins, print_json, print_table, progress, size
+from aot.errors import Unsupported
 from aot.machine.device import is_here
 from aot.machine.sku import find_sku
+from aot.request.compilation import on_machine
+from aot.request.recorded import Recorded
 
 if TYPE_CHECKING:
+    from aot.building.build import Planned
     from aot.request.request import Request
 
 
 def build(
-    recipe: asked.RecipeName,
+    what: of.What,
     gpu: asked.Gpu,
-    variant: asked.Variant = "full",
+    variant: asked.Variant = "",
     shape: asked.Shapes = [],
     shapes: asked.ShapeList = "",
     dynamic: asked.Dynamic = False,
     batch: asked.Batches = [],
-    guidance: asked.Guidance = "on",
+    guidance: asked.Guidance = "",
     frames: asked.Frames = [],
+    call: of.Calls = [],
+    revision: of.Revision = "",
+    module: of.Modules = [],
+    name: of.Name = "",
     mode: asked.ModeWords = "",
     untuned: asked.Untuned = False,
     also: asked.Also = [],
     memory_format: asked.MemoryFormat = "preserve",
     option: asked.Option = [],
-    dtype: asked.Dtype = "float32",
-    scope: asked.Scope = "whole",
+    dtype: of.Dtype = "",
+    scope: of.Scope = "",
     components: asked.Components = "",
     weights: asked.Weights = None,
     fuse_qkv: asked.FuseQkv = False,
@@ -41,35 +50,52 @@ def build(
     torch: Annotated[
         str, typer.Option(help="Compile with this version of torch, in an environment of its own that uv makes.", metavar="VERSION")
     ] = "",
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would be compiled, and compile nothing.")] = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build again although the artifact is there.")] = False,
     json: asked.Json = False,
 ) -> None:
-    """Compile a recipe for one machine type into an artifact of the local store."""
-    _, request = asked.parse(
-        recipe,
-        variant=variant,
-        gpu=gpu,
-        shapes=shape,
-        shape_list=shapes,
-        batches=batch,
-        guidance=guidance,
-        frames=frames,
-        options=asked.parse_options(mode, memory_format, option, dynamic=dynamic),
-        dtype=dtype,
-        scope=scope,
-        components=components,
-        weights=weights,
-        fuse_qkv=fuse_qkv,
-        cache_layer=not no_cache_layer,
-        untuned=untuned,
-        also=also,
-        mode_given=bool(mode),
-        here=is_here(gpu),
-    )
+    """Compile a recipe, a pipeline or a Record for one machine type into an artifact of the local store."""
+    options = asked.parse_options(mode, memory_format, option, dynamic=dynamic)
+    chosen = tuple(filter(None, components.split(",")))
+    request: Request | Recorded
+    source = None
+    if of.is_source(what):
+        recipes_own: dict[str, object] = {"--variant": variant, "--shape": shape, "--shapes": shapes, "--batch": batch}
+        recipes_own |= {"--guidance": guidance, "--frames": frames, "--weights": weights, "--fuse-qkv": fuse_qkv}
+        source = of.source_of(what, gpu=gpu, calls=call, dtype=dtype, revision=revision, modules=module, name=name, recipes_own=recipes_own)
+        machine = on_machine(gpu, options, here=is_here(gpu), mode_given=bool(mode), cache_layer=False, untuned=untuned, also=also)
+        request = Recorded(name=name or source.own_name, scope=scope or "regional", components=chosen, **machine)
+        request.check_machine()
+    else:
+        no_recipes_own = {"--call": call, "--revision": revision, "--module": module, "--name": name}
+        if given := next((option for option, value in no_recipes_own.items() if value), None):
+            raise Unsupported(f"{given}: a recipe has its own.", remedy="leave it out, or name a folder, a repository or a file.")
+        _, request = asked.parse(
+            what,
+            variant=variant or "full",
+            gpu=gpu,
+            shapes=shape,
+            shape_list=shapes,
+            batches=batch,
+            guidance=guidance or "on",
+            frames=frames,
+            options=options,
+            dtype=dtype or "float32",
+            scope=scope or "whole",
+            components=components,
+            weights=weights,
+            fuse_qkv=fuse_qkv,
+            cache_layer=not no_cache_layer,
+            untuned=untuned,
+            also=also,
+            mode_given=bool(mode),
+            here=is_here(gpu),
+        )
     if request.simulate:
         _say_simulated(request)
     from aot.building.build import build as build_artifact
     from aot.building.build import check_host
+    from aot.building.build import plan as plan_artifact
     from aot.cache_store.local import LocalStore
     from aot.cache_store.root import default_root
     from aot.compiler.isolated import interpreter
@@ -79,7 +105,10 @@ def build(
         compiled_by = interpreter(torch, root, progress=show, environ=os.environ) if torch else None
         check_host(request, os.environ, compiled_by)
         store = LocalStore(root)
-        built = build_artifact(request, store, progress=show, environ=os.environ, rebuild=rebuild, interpreter=compiled_by)
+        if plan:
+            _show_plan(plan_artifact(request, store, source=source, progress=show, environ=os.environ, interpreter=compiled_by), json)
+            return
+        built = build_artifact(request, store, source=source, progress=show, environ=os.environ, rebuild=rebuild, interpreter=compiled_by)
     result: dict[str, Any] = {
         "ref": str(built.ref),
         "digest": str(built.digest),
@@ -99,7 +128,18 @@ def build(
     print(built.digest)
 
 
-def _say_simulated(request: Request) -> None:
+def _show_plan(plan: Planned, json: bool) -> None:
+    rows = [(graph, plan.seconds.get(graph.split()[0])) for graph in plan.graphs]
+    if json:
+        graphs = [{"graph": graph, "expected_s": seconds} for graph, seconds in rows]
+        print_json({"ref": str(plan.ref), "present": plan.present and str(plan.present), "graphs": graphs, "key": dict(plan.key.parts)})
+        return
+    print_table(("graph", "expected"), [(graph, "" if seconds is None else f"{seconds:.0f} s") for graph, seconds in rows])
+    there = f"is there already: {plan.present.short}" if plan.present else "is not there yet"
+    print(f"{plan.ref.name} key {plan.ref.key.short}, {len(rows)} graphs, {there}", file=sys.stderr)
+
+
+def _say_simulated(request: Request | Recorded) -> None:
     name = find_sku(request.gpu).name
     tuning = " Kernels are Inductor's default choices, not timed (--untuned)." if request.untuned else ""
     print(f"There is no {name} here: compiling for it without running anything.{tuning}", file=sys.stderr)

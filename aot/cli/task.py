@@ -7,15 +7,19 @@ import sys
 import traceback
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aot.cache_store.errors import CodedError
 from aot.compiler.process import Parent
+from aot.compiler.stage import stage
 from aot.errors import BuildFailed
 from aot.recipes import find
 from aot.request.compilation import Compilation
 from aot.request.recorded import Recorded
 from aot.request.request import Request
+
+if TYPE_CHECKING:
+    from aot.request.record import Record
 
 
 def main() -> int:
@@ -64,22 +68,37 @@ def _build(name: str, message: dict[str, Any], parent: Parent) -> None:
     from aot.building.graphs import Planned, compile_artifact, fill_cache
     from aot.building.plan import make_plan
     from aot.building.recorded import plan_recorded
-    from aot.request.record import Record
 
     request: Compilation
     planned: Planned
-    if "record" in message:
-        request = recorded = Recorded.from_json(message["request"])
-        sys.path += [folder for folder in message["path"] if folder not in sys.path]  # where the recorded modules' code is
-        record = Record.unpack(Path(message["record"]))
-        planned = partial(plan_recorded, record, recorded)
-    else:
+    if "recipe" in message["request"]:
         request = made = Request.from_json(message["request"])
         planned = partial(make_plan, find(made.recipe), made)
+    else:
+        request = recorded = Recorded.from_json(message["request"])
+        planned = partial(plan_recorded, _record(message, recorded.name, parent), recorded)
     if name == "graphs":
         compile_artifact(planned, request, Path(message["directory"]), parent)
     else:
         fill_cache(planned, request, parent)
+
+
+def _record(message: dict[str, Any], name: str, parent: Parent) -> Record:
+    from aot.request.origin import Origin
+    from aot.request.recipe_file import RecipeFile
+    from aot.request.record import Record
+    from aot.request.saved import Saved
+
+    if "record" in message:
+        sys.path += [folder for folder in message["path"] if folder not in sys.path]  # where the recorded modules' code is
+        return Record.unpack(Path(message["record"]))
+    if "saved" in message:
+        found = message["saved"]
+        return Saved(found["path"], tuple(found["also"]), found["name"]).record()
+    with stage(lambda told: parent.tell("stage", **told.to_event()), "record the pipeline's calls"):
+        if "recipe_file" in message:
+            return RecipeFile(**message["recipe_file"]).record()
+        return Origin.from_json(message["origin"]).record(name)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -35,6 +35,17 @@ class RecordedCall:
     dtype: torch.dtype
     count: int = 1
     blocks: tuple[BlockCall, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        blocks = [[block.path, block.signature.to_json()] for block in self.blocks]
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"component": self.component, "signature": self.signature.to_json(), "dtype": dtype, "count": self.count, "blocks": blocks}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        blocks = tuple(BlockCall(path, Signature.from_json(signature)) for path, signature in value["blocks"])
+        dtype = getattr(torch, value["dtype"])
+        return cls(value["component"], Signature.from_json(value["signature"]), dtype, value["count"], blocks)
 
 
 class Recorder:
@@ -143,6 +154,11 @@ class _Here(threading.local):
 
 def submodules(owner: Any) -> Iterator[tuple[str, nn.Module]]:
     """Every module that `owner` holds, by dotted path: a pipeline's components and what is in them, or those of a module itself."""
-    for name, part in ({"module": owner} if isinstance(owner, nn.Module) else modules_of(owner)).items():
+    for name, part in roots_of(owner).items():
         for inner, module in part.named_modules():
             yield f"{name}.{inner}".rstrip("."), module
+
+
+def roots_of(owner: Any) -> dict[str, nn.Module]:
+    """The modules that `owner` is made of, by name; a module is one itself."""
+    return {"module": owner} if isinstance(owner, nn.Module) else modules_of(owner)

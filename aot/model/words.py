@@ -30,6 +30,7 @@ NOTES = frozenset(
         *("lora_scale", "_safe_fusing", "_hf_peft_config_loaded"),  # what fuse_lora() and unload_lora_weights() leave behind
         *("name_or_path", "_name_or_path", "_commit_hash", "transformers_version", "_diffusers_version", "_class_name", "_auto_class"),
         INSTALLED,
+        *("_use_kernels", "_weight_conversions", "model_type"),  # what from_pretrained of transformers leaves behind
         *("_use_default_values", "_is_hf_initialized", "architectures", "_pre_quantization_dtype", "hf_device_map"),
     }
 )

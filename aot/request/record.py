@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ from torch import nn
 
 from aot.errors import BadInput
 from aot.model.hollow import hollow
-from aot.model.recorder import RecordedCall, Recorder
+from aot.model.recorder import RecordedCall, Recorder, roots_of
+from aot.request.saved import Saved, save
 
 
 @dataclass(slots=True)
@@ -26,6 +28,20 @@ class Record:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     calls: list[RecordedCall] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
+    roots: dict[str, nn.Module] = field(default_factory=dict)  # the pipeline's own parts that these modules are, or are in
+
+    def save(self, path: str | Path) -> None:
+        """Write it to a JSON file, from which any host builds: without weights, prompts or code. Raises Unsupported for what its
+        classes and configs alone do not make."""
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path, *, modules: Collection[str] = ()) -> Record:
+        """Read what `save` wrote, which may come from anybody. `modules`: those beside diffusers and transformers whose classes may be
+        used; they are imported. Raises BadInput, Unsupported."""
+        saved = Saved(str(path), tuple(modules))
+        saved.check()
+        return saved.record()
 
     def check(self) -> None:
         """Raises BadInput where there is nothing to build, or what no other process could have."""
@@ -40,6 +56,12 @@ class Record:
                     f"{path} has a {type(here).__qualname__}, which is defined in the program that runs, where no other process finds it.",
                     remedy="put the class into a file that can be imported.",
                 )
+
+    def message(self, work: Path) -> dict[str, Any]:
+        """For the process that builds, which finds the packed Record in the folder `work`."""
+        packed = work / "record"
+        self.pack(packed)
+        return {"record": str(packed), "path": sys.path}
 
     def pack(self, path: Path) -> None:
         """Write it for a process of this very user to `unpack`: as it is, its modules without the memory of their weights.
@@ -76,9 +98,11 @@ def record(owner: Any, *, name: str = "", computes: bool = False) -> Iterator[Re
         yield found
     found.modules = {path: module for path, module in recorder.modules.items() if path not in recorder.left}
     found.calls, found.left = recorder.calls, recorder.left
+    inside = {path.partition(".")[0] for path in found.modules}
+    found.roots = {name: part for name, part in roots_of(owner).items() if name in inside}
 
 
 def _name(owner: Any) -> str:
     """FluxImg2ImgPipeline: flux-img2img."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", type(owner).__name__.removesuffix("Pipeline"))
-    return re.sub(r"-(\d)-", r"\1", words.lower()) or "model"
+    return words.lower().replace("img2-img", "img2img") or "model"
