@@ -8,16 +8,18 @@ from typing import Any, Self
 from torch import nn
 
 from aot.artifact.dynamic import DynamicRange
+from aot.artifact.promise import Promise
 from aot.cache_store.canonical import decode, encode
 from aot.cache_store.digest import Digest
 from aot.errors import LoadFailed
-from aot.model.fingerprint import Fingerprint
+from aot.model.fingerprint import Fingerprint, Line
 from aot.model.signature import Form, Signature, TensorSpec, form_from_json, form_to_json
 from aot.model.traced import TracedCode
 from aot.model.writes import SAME
 
 FILE = "book.json"
-_FORM = 3  # since graphs write into their arguments; 2: since code that was traced is compared, and not versions
+# since a kind knows what a first call leaves; 3: since graphs write into their arguments; 2: since traced code is compared
+_FORM = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +36,25 @@ class GraphEntry:
     file: str
     signature: Signature
     outputs: Form
-    dynamic: DynamicRange | None = None
+    dynamic: DynamicRange | Promise | None = None
     frozen: bool = False
     writes: Form = SAME  # what the call leaves in the lists it was given
+    mutates: bool = False  # tensors of the call itself, which must then be handed over as they are
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
     """What the submodules of one kind share: their structure, the weights a graph of that kind takes, in order, and its code.
 
-    `unread` are attributes of the submodules themselves that no code of theirs reads: which block it is, by number.
+    `unread` are attributes of the submodules themselves that no code of theirs reads: which block it is, by number. `settled` are
+    the lines of the fingerprint that an eager call changes: tables that are made when they are first asked for.
     """
 
     fingerprint: Fingerprint
     weights: tuple[tuple[str, TensorSpec], ...] = ()
     code: TracedCode = field(default_factory=TracedCode)
     unread: tuple[str, ...] = ()
+    settled: tuple[Line, ...] = ()
 
     def differs(self, module: nn.Module, live: Fingerprint) -> str | None:
         """What makes `module`, whose fingerprint is `live`, another than the graphs were built from, in words, or None."""
@@ -57,7 +62,11 @@ class Kind:
 
     def structure_differs(self, live: Fingerprint) -> str | None:
         """What of the fingerprint `live` is not as the graphs were built for, in words, or None."""
-        return self.fingerprint.differs(live.without(self.unread))
+        live = live.without(self.unread)
+        reason = self.fingerprint.differs(live)
+        if reason and self.settled and self.fingerprint.updated(self.settled).differs(live) is None:
+            return None
+        return reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +112,7 @@ def _graph_to_json(entry: GraphEntry) -> dict[str, Any]:
         "dynamic": entry.dynamic and entry.dynamic.to_json(),
         "frozen": entry.frozen,
         "writes": form_to_json(entry.writes),
+        "mutates": entry.mutates,
     }
 
 
@@ -114,15 +124,22 @@ def _graph_from_json(value: dict[str, Any]) -> GraphEntry:
         file=value["file"],
         signature=Signature.from_json(value["signature"]),
         outputs=form_from_json(value["outputs"]),
-        dynamic=value["dynamic"] and DynamicRange.from_json(value["dynamic"]),
+        dynamic=value["dynamic"] and (Promise if "ranges" in value["dynamic"] else DynamicRange).from_json(value["dynamic"]),
         frozen=value["frozen"],
         writes=form_from_json(value["writes"]),
+        mutates=value["mutates"],
     )
 
 
 def _kind_to_json(kind: Kind) -> dict[str, Any]:
     weights = [[name, spec.to_json()] for name, spec in kind.weights]
-    return {"fingerprint": kind.fingerprint.to_json(), "weights": weights, "code": kind.code.to_json(), "unread": list(kind.unread)}
+    return {
+        "fingerprint": kind.fingerprint.to_json(),
+        "weights": weights,
+        "code": kind.code.to_json(),
+        "unread": list(kind.unread),
+        "settled": [[path, list(words)] for path, words in kind.settled],
+    }
 
 
 def _kind_from_json(value: dict[str, Any]) -> Kind:
@@ -131,4 +148,5 @@ def _kind_from_json(value: dict[str, Any]) -> Kind:
         weights=tuple((name, TensorSpec.from_json(spec)) for name, spec in value["weights"]),
         code=TracedCode.from_json(value["code"]),
         unread=tuple(value["unread"]),
+        settled=tuple((path, tuple(words)) for path, words in value["settled"]),
     )

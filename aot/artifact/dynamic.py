@@ -106,6 +106,10 @@ class DynamicRange:
             return f"the size is {shown} pixels, built for those not multiples of {self.unless * self.unit} on both sides"
         return None
 
+    def taken(self, signature: Signature) -> Signature:
+        """How the graph takes the tensors of a call that it serves: as they are."""
+        return signature
+
     @property
     def _bounds(self) -> str:
         return f"{self.least * self.unit} to {self.most * self.unit} pixels"

@@ -18,7 +18,10 @@ from aot.request.options import Options
 
 
 def of_module(module: nn.Module, fingerprint: Fingerprint, options: Options) -> dict[str, str]:
-    """Class, config, dtype, fingerprint and the source files of one component; under freezing the digest of its weights too."""
+    """Class, config, dtype, fingerprint and the source files of one component; under freezing the digest of its weights too.
+
+    `fingerprint` is what an artifact is found by, the same before and after the component's first call; `state` is all of it.
+    """
     kind = type(module)
     first = next(module.parameters(), None)
     return {
@@ -26,7 +29,8 @@ def of_module(module: nn.Module, fingerprint: Fingerprint, options: Options) -> 
         "config": str(Digest.of(encode(_config(module)))),
         "dtype": "none" if first is None else str(first.dtype).removeprefix("torch."),
         "source": str(source_digest(module)),
-        "fingerprint": str(fingerprint.digest),
+        "fingerprint": str(fingerprint.stem),
+        "state": str(fingerprint.digest),
         **({"weights": str(LiveWeights(module).digest())} if options.mode.freezing else {}),
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ from aot.cache_store.digest import Digest
 from aot.errors import Unsupported
 from aot.machine.device import Device
 from aot.machine.target import Target
+from aot.model.axes import Axes, alike
 from aot.model.capture import Call, block_paths, component, recording
 from aot.model.fingerprint import Fingerprint
 from aot.model.fusion import fuse_qkv
@@ -42,12 +43,11 @@ class Unit:
     kind: Digest
     signature: Signature
     dtype: torch.dtype
-    dynamic: DynamicRange | None = None
+    dynamic: DynamicRange | Axes | None = None
 
     def __str__(self) -> str:
         where = self.component if self.paths == ("",) else f"{self.component} block x{len(self.paths)}"
-        first = (self.dynamic.patterns if self.dynamic else self.signature.specs)[:1]
-        return " ".join([where, *map(str, first)])
+        return f"{where} {str(self.dynamic or self.signature).partition(' ')[0]}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +192,36 @@ def units_of(calls: Iterable[tuple[Call, _Inner]], kind_of: _KindOf) -> list[Uni
         for path, signature, dynamic in inner:
             grouped.setdefault((call.component, kind_of(call.component, path), signature, call.dtype, dynamic), {})[path] = None
     return [Unit(name, tuple(paths), kind, signature, dtype, dynamic) for (name, kind, signature, dtype, dynamic), paths in grouped.items()]
+
+
+def by_memory(units: Iterable[Unit]) -> list[Unit]:
+    """With one unit in the place of those whose calls' tensors lie alike in memory, however their strides are written."""
+    grouped: dict[tuple[str, Digest, torch.dtype, Signature], list[Unit]] = {}
+    for unit in units:
+        grouped.setdefault((unit.component, unit.kind, unit.dtype, unit.signature.memory), []).append(unit)
+    return [replace(group[0], paths=_paths(group)) for group in grouped.values()]
+
+
+def along_axes(units: Iterable[Unit]) -> list[Unit]:
+    """With one unit in the place of those whose calls differ in sizes alone."""
+    grouped: dict[tuple[str, Digest, torch.dtype], list[Unit]] = {}
+    for unit in units:
+        grouped.setdefault((unit.component, unit.kind, unit.dtype), []).append(unit)
+    return [joined for group in grouped.values() for joined in _joined(group)]
+
+
+def _joined(group: list[Unit]) -> Iterator[Unit]:
+    for signatures in alike(unit.signature for unit in group):
+        of = [unit for unit in group if unit.signature in signatures]
+        if len(of) == 1:
+            yield of[0]
+        else:
+            axes = Axes(signatures)
+            yield replace(of[0], paths=_paths(of), signature=axes.traced, dynamic=axes)
+
+
+def _paths(units: Iterable[Unit]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(path for unit in units for path in unit.paths))
 
 
 def _dynamic_units(

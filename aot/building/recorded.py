@@ -8,7 +8,7 @@ from functools import partial
 from torch import nn
 
 from aot.artifact.golden import noise
-from aot.building.plan import Plan, fingerprint_of, inner, key_of, kinds_of, lay_out, units_of
+from aot.building.plan import Plan, along_axes, by_memory, fingerprint_of, inner, key_of, kinds_of, lay_out, units_of
 from aot.choice import choice
 from aot.machine.device import Device
 from aot.machine.sku import CPU
@@ -35,7 +35,9 @@ def plan_recorded(record: Record, request: Recorded, device: Device) -> Plan:
         blocks[path], unread[path], ran = _of_component(path, module, found, request.scope, device)
         calls += ran
     kinds, kind_of = kinds_of(modules, fingerprints, blocks, device, unread)
-    units = units_of([(call, inner(call)) for call in calls], kind_of)
+    units = by_memory(units_of([(call, inner(call)) for call in calls], kind_of))
+    if request.options.dynamic:
+        units = along_axes(units)
     key = key_of(request, {"recipe": record.name, "variant": "recorded"}, modules, fingerprints, units)
     return Plan(None, modules, fingerprints, kinds, calls, [], units, key)
 

@@ -18,10 +18,13 @@ from torch import nn
 from torch.export import Dim
 
 from aot.artifact.dynamic import DynamicRange, Extent
+from aot.artifact.promise import Pattern, Promise
 from aot.artifact.runner import beside
 from aot.cache_store.errors import CodedError
 from aot.choice import choice
 from aot.errors import BuildFailed, Unsupported
+from aot.model.axes import Axes
+from aot.model.formula import Formula
 from aot.model.signature import Form, Signature
 from aot.model.traced import TracedCode
 from aot.model.tracing import tracing
@@ -48,11 +51,15 @@ class _Returned:
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """What a graph returns and writes, and the code it was traced from."""
+    """What a graph returns and writes, and the code it was traced from; whether it changes tensors of the call in place; and which
+    calls it serves beside the traced one."""
 
     outputs: Form
     writes: Form
     code: TracedCode
+    mutates: bool
+    served: DynamicRange | Promise | None
+    suspected: tuple[Formula, ...] = ()  # what the compiler took for granted beside, which may be no matter
 
 
 class _WeightsAsInputs(nn.Module):
@@ -104,8 +111,10 @@ class Configuration:
         found: dict[str, Any] = dict(_ANY_CORES)
         found |= {name: value for name, value in self.inductor.items() if name != "triton.cudagraphs"}
         if self.device == "cuda":
-            # nothing is computed on the host; trying out what its CPU has takes longer than compiling a block
-            found |= {"aot_inductor.embed_kernel_binary": True, "cpp.simdlen": 256, "cpp.vec_isa_ok": True}
+            # nothing is computed on the host, which only launches: optimising that takes half of a build, and trying out what
+            # this host's CPU has takes longer than compiling a block
+            found |= {"aot_inductor.compile_wrapper_opt_level": "O0", "cpp.simdlen": 256, "cpp.vec_isa_ok": True} | found
+            found["aot_inductor.embed_kernel_binary"] = True
         if self.also:
             _check_multi_arch()
             found["aot_inductor.emit_multi_arch_kernel"] = True
@@ -127,11 +136,12 @@ def compile_graph(
     signature: Signature,
     tensors: list[torch.Tensor],
     *,
-    dynamic: DynamicRange | None,
+    dynamic: DynamicRange | Axes | None,
     configuration: Configuration,
     library: Path,
 ) -> Traced:
-    """Compile `module` for calls of `signature`, or of all of `dynamic`, into the shared library `library`.
+    """Compile `module` for calls of `signature`, or of all of `dynamic`, into the shared library `library`. Along axes, which calls
+    that comes to is read off what was traced.
 
     Traced is a twin: `module` stays as it is. `tensors` are of the signature; like the weights they may be fakes. The library
     takes the module's weights (in the order of LiveWeights.names; none under freezing), then the call's tensors. Raises
@@ -140,21 +150,24 @@ def compile_graph(
     names, weights = _inputs(module, configuration)
     traced = twin(module)
     wrapped = _WeightsInside(traced, signature) if configuration.frozen else _WeightsAsInputs(traced, names, signature)
-    shapes = None if dynamic is None else ([None] * len(weights), symbols(dynamic))
+    shapes = None if dynamic is None else ([None] * len(weights), along(dynamic) if isinstance(dynamic, Axes) else symbols(dynamic))
     package = library.with_suffix(".pt2")
     try:
         with torch.no_grad():
             with tracing() as codes:
                 program = torch.export.export(wrapped, (weights, tensors), dynamic_shapes=shapes, strict=False)
             code = TracedCode.of(codes, module)
+            served = promise(program, dynamic, signature) if isinstance(dynamic, Axes) else dynamic
             torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=configuration.of_inductor())
     except CodedError:
         raise
     except Exception as error:  # whatever the compiler raises is its answer; the traceback goes to the build log
         raise BuildFailed(f"{type(module).__name__} did not compile: {type(error).__name__}: {_first_line(error)}") from error
+    suspected = tuple(found for found in _guards(program) if found not in served.conditions) if isinstance(served, Promise) else ()
     _extract_library(package, library)
     package.unlink()
-    return Traced(wrapped.returned.form, wrapped.returned.writes, code)
+    mutates = bool(program.graph_signature.user_inputs_to_mutate)
+    return Traced(wrapped.returned.form, wrapped.returned.writes, code, mutates, served, suspected)
 
 
 def _inputs(module: nn.Module, configuration: Configuration) -> tuple[list[str], list[torch.Tensor]]:
@@ -193,6 +206,54 @@ def symbols(dynamic: DynamicRange) -> list[Any]:
         varying = {place: symbol(extent) for place, extent in enumerate(pattern.shape) if extent.by_height or extent.by_width}
         found.append(varying or None)
     return found
+
+
+def along(axes: Axes) -> list[Any]:
+    """`torch.export`'s dynamic shapes of the tensors of calls along `axes`: the compiler finds what varies with what."""
+    return [{axis: Dim.AUTO(min=least, max=most) for axis, (least, most) in varying.items()} or None for varying in axes.varying()]
+
+
+def promise(program: torch.export.ExportedProgram, axes: Axes, signature: Signature) -> Promise:
+    """Which calls a program serves: the sizes and strides of its inputs as tracing found them, and what it took for granted of them.
+    Raises Unsupported where that cannot be checked at a call."""
+    known = _sizes(program)
+
+    def extent(value: Any) -> int | Formula:
+        found = known.simplify(value.node.expr) if isinstance(value, torch.SymInt) else value
+        return int(found) if getattr(found, "is_number", True) else Formula(str(found))
+
+    patterns = tuple(
+        Pattern(tuple(map(extent, tensor.shape)), tuple(map(extent, tensor.stride())), spec.dtype, spec.device)
+        for tensor, spec in zip(_inputs_of(program)[-len(signature.specs) :], signature.specs, strict=True)
+    )
+    ranges: dict[str, tuple[int, int]] = {}
+    for pattern, varying in zip(patterns, axes.varying(), strict=True):
+        for axis, (least, most) in varying.items():
+            name = str(pattern.shape[axis])
+            if name.isidentifier():
+                before = ranges.get(name, (least, most))
+                ranges[name] = max(least, before[0]), min(most, before[1])
+    made = Promise(signature.form, patterns, tuple((name, *found) for name, found in sorted(ranges.items())), _guards(program))
+    made.check()
+    return made
+
+
+def _inputs_of(program: torch.export.ExportedProgram) -> list[Any]:
+    """The fakes that a program was traced with, weights first."""
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    return [nodes[name].meta["val"] for name in program.graph_signature.user_inputs]
+
+
+def _sizes(program: torch.export.ExportedProgram) -> Any:
+    """Where torch keeps what it knows of sizes."""
+    return _inputs_of(program)[-1].fake_mode.shape_env
+
+
+def _guards(program: torch.export.ExportedProgram) -> tuple[Formula, ...]:
+    """Everything that was taken for granted of sizes up to now."""
+    known = _sizes(program)
+    found = [known.simplify(guard.expr) for guard in known.guards]
+    return tuple(dict.fromkeys(Formula(str(guard)) for guard in found if guard != True))  # noqa: E712 - sympy's own truth
 
 
 def jit(function: Callable[..., Any], options: Options) -> Callable[..., Any]:

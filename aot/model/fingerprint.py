@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ _OFFLOADED = "_hf_hook"  # accelerate's hook, which runs around a root's forward
 _AROUND = frozenset({"forward", "_old_forward", _OFFLOADED})
 
 Line = tuple[str, tuple[str, ...]]
+_MADE = re.compile(r"[^=]*=(None|\[\]|\{\}|.*tensor\(.*)")  # what nobody has made yet, and what a first call makes of it
+_NOTED = re.compile(r"config\.(\w+\.)*dtype=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,25 @@ class Fingerprint:
     @property
     def digest(self) -> Digest:
         return Digest.of(encode([[path, list(words)] for path, words in self.lines] + [[self.unknown]] * bool(self.unknown)))
+
+    @property
+    def stem(self) -> Digest:
+        """The same before and after a first call: without attributes that are tensors, None or empty. Caches start so."""
+        return self._stemmed().digest
+
+    @property
+    def essence(self) -> Self:
+        """What a class and its config make, wherever it is: the stem, as on a CPU. A config that a library read from a file notes the
+        dtype of weights, which are there to be looked at."""
+        lines = [
+            (path, [word.replace("@cuda", "@cpu") for word in words if not _NOTED.match(word)]) for path, words in self._stemmed().lines
+        ]
+        return type(self)(tuple((path, tuple(words)) for path, words in lines), self.unknown)
+
+    def _stemmed(self) -> Self:
+        return type(self)(
+            tuple((path, tuple(word for word in words if not _MADE.fullmatch(word))) for path, words in self.lines), self.unknown
+        )
 
     @classmethod
     def of(cls, module: nn.Module, *, fakes: bool = False, served: bool = False) -> Self:
@@ -86,6 +108,16 @@ class Fingerprint:
             moved = next(there for (here, _), (there, _) in pairs if here != there)
             return f"the submodules are in another order, the first that moved is {moved!r}"
         return None
+
+    def since(self, earlier: Fingerprint) -> tuple[Line, ...]:
+        """The lines that are not as they were in `earlier`; none where other submodules are there now."""
+        known = dict(earlier.lines)
+        return tuple(line for line in self.lines if known[line[0]] != line[1]) if known.keys() == dict(self.lines).keys() else ()
+
+    def updated(self, lines: Collection[Line]) -> Self:
+        """With these lines in the place of those of the same paths."""
+        new = dict(lines)
+        return type(self)(tuple((path, new.get(path, words)) for path, words in self.lines), self.unknown)
 
     def without(self, attributes: Collection[str]) -> Self:
         """Without these attributes of the module itself, which no code of it reads."""

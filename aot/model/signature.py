@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeAlias
 
 import torch
@@ -52,6 +52,33 @@ class TensorSpec:
     def span(self) -> int:
         """How many elements lie from its first to its last in memory: fewer than its size where it is expanded (stride 0)."""
         return 0 if 0 in self.shape else 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether elements may share memory, as those of an expanded tensor do: then it cannot be written to."""
+        axes = sorted((step, size) for size, step in zip(self.shape, self.stride, strict=True) if size > 1)
+        reach = 1
+        for step, size in axes:
+            if step < reach:
+                return True
+            reach = step * (size - 1) + reach
+        return False
+
+    def lies_like(self, other: TensorSpec) -> bool:
+        """Whether a copy of a tensor of the spec `other` can be one of this: all but the strides is equal."""
+        return self == other or (replace(self, stride=other.stride) == other and not self.overlaps)
+
+    def seen_by(self, other: TensorSpec) -> TensorSpec:
+        """With the strides of `other`, of the same rank, along axes of size 1 or 0, which lead nowhere."""
+        pairs = zip(self.shape, self.stride, other.stride, strict=True)
+        return replace(self, stride=tuple(theirs if size < 2 else mine for size, mine, theirs in pairs))
+
+    def lay_out(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor`, which is of this spec but for its strides, with these: the same memory where they lead to it, else a copy."""
+        if TensorSpec.of(tensor).seen_by(self).stride == self.stride:
+            return tensor.as_strided(self.shape, self.stride)
+        made = torch.empty_strided(self.shape, self.stride, dtype=tensor.dtype, device=tensor.device)
+        return made.copy_(tensor)
 
     def zeros(self) -> torch.Tensor:
         """A tensor of this spec; an expanded one (stride 0) too."""
@@ -164,19 +191,39 @@ class Signature:
         args, kwargs = fill(self.form, iter(tensors))
         return args, kwargs
 
+    def seen_by(self, other: Signature) -> Signature:
+        """With the strides of `other`, a call of the same form and ranks, where they lead nowhere."""
+        return replace(self, specs=tuple(mine.seen_by(theirs) for mine, theirs in zip(self.specs, other.specs, strict=True)))
+
+    @property
+    def memory(self) -> Signature:
+        """The same for all calls whose tensors lie alike in memory: without strides that lead nowhere."""
+        return self.seen_by(Signature(self.form, tuple(replace(spec, stride=(0,) * len(spec.stride)) for spec in self.specs)))
+
+    def lies_like(self, other: Signature) -> bool:
+        """Whether copies of the tensors of a call of `other` can be those of one of this."""
+        return self.form == other.form and all(mine.lies_like(theirs) for mine, theirs in zip(self.specs, other.specs, strict=True))
+
     def named(self) -> list[tuple[str, TensorSpec]]:
         """The specs by the dotted name of their argument."""
         return list(zip((name for name, leaf in leaves(self.form) if leaf == "a tensor"), self.specs, strict=True))
 
     def differs(self, other: Signature) -> str | None:
         """The first field in which `other` differs, in words, or None."""
-        if (mine := dict(leaves(self.form))) != (theirs := dict(leaves(other.form))):
-            name = next(name for name in [*theirs, *mine] if mine.get(name) != theirs.get(name))
-            return f"{name} is {theirs.get(name, 'absent')}, built for {mine.get(name, 'absent')}"
+        if reason := forms_differ(self.form, other.form):
+            return reason
         for (name, mine_spec), theirs_spec in zip(self.named(), other.specs, strict=True):
             if found := mine_spec.differs(theirs_spec):
                 return f"{name}.{found}"
         return None
+
+
+def forms_differ(built: Form, live: Form) -> str | None:
+    """The first leaf in which the form `live` of a call differs, in words, or None."""
+    if (mine := dict(leaves(built))) == (theirs := dict(leaves(live))):
+        return None
+    name = next(name for name in [*theirs, *mine] if mine.get(name) != theirs.get(name))
+    return f"{name} is {theirs.get(name, 'absent')}, built for {mine.get(name, 'absent')}"
 
 
 def leaves(form: Form, name: str = "") -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ from torch import nn
 from aot.artifact.book import Kind
 from aot.artifact.dynamic import DynamicRange
 from aot.artifact.ledger import Ledger
+from aot.artifact.promise import Promise
 from aot.artifact.runner import Graph
 from aot.errors import LoadFailed, Miss, Unsupported
 from aot.model.fingerprint import Fingerprint
@@ -56,7 +57,7 @@ class ShapeBook:
 
     def __init__(self) -> None:
         self._exact: dict[Signature, Graph] = {}
-        self._ranges: dict[DynamicRange, Graph] = {}
+        self._ranges: dict[DynamicRange | Promise, Graph] = {}
 
     def add(self, graph: Graph) -> None:
         """Take `graph` in; one that is there already for the same calls stays."""
@@ -75,11 +76,16 @@ class ShapeBook:
         """Whether a graph here has its weights inside."""
         return any(graph.entry.frozen for graph in (*self._exact.values(), *self._ranges.values()))
 
-    def find(self, signature: Signature) -> Graph | None:
-        """The graph for exactly this signature, else one whose range holds it, else None."""
+    def find(self, signature: Signature) -> tuple[Graph, Signature] | None:
+        """The graph for exactly this signature, else one whose range holds it, else one for tensors that lie otherwise in memory;
+        and the signature of the tensors that it is to be given."""
         if exact := self._exact.get(signature):
-            return exact
-        return next((graph for dynamic, graph in self._ranges.items() if dynamic.refuses(signature) is None), None)
+            return exact, signature
+        for dynamic, graph in self._ranges.items():
+            if dynamic.refuses(signature) is None and not (graph.entry.mutates and dynamic.taken(signature) != signature):
+                return graph, dynamic.taken(signature)
+        alike = ((graph, built) for built, graph in self._exact.items() if not graph.entry.mutates and built.lies_like(signature))
+        return next(alike, None)
 
     def nearest(self, signature: Signature) -> str:
         """Why the graph that comes nearest does not serve a call of this signature."""
@@ -140,6 +146,8 @@ class Dispatcher(StandIn):
             return self._changed(args, kwargs)
         if reason := known.unfit(tensors) or self._unfit(graph, weights):
             return self._missed(reason, args, kwargs)
+        if known.moved:
+            tensors = known.laid_out(tensors)
         inputs = tensors if graph.entry.frozen else weights + tensors
         try:
             outputs = graph.run(inputs, known.convention.canonical(args, kwargs) if graph.writes else None)
@@ -191,11 +199,14 @@ class Dispatcher(StandIn):
             return self._missed(error.message, args, kwargs)
         if torch.is_grad_enabled() and any(found.requires_grad for found in (*tensors, *self._module.parameters())):
             return self._missed("a gradient is asked for, graphs have none (call under torch.inference_mode())", args, kwargs)
-        graph = self._graphs.find(signature)
-        if graph is None:
+        found = self._graphs.find(signature)
+        if found is None:
             return self._missed(self._graphs.nearest(signature), args, kwargs)
+        graph, built = found
         named = [(name, spec) for name, spec in signature.named()]
-        known = _Known(graph, convention, None if order == list(range(len(tensors))) else order, named, [spec.span for _, spec in named])
+        moved = [(place, spec) for place, spec in enumerate(built.specs) if spec != signature.specs[place]]
+        in_order = order == list(range(len(tensors)))
+        known = _Known(graph, convention, None if in_order else order, named, [spec.span for _, spec in named], moved)
         for (name, spec), tensor in zip(named, tensors, strict=True):
             if reason := unfit(tensor, spec, graph.device):
                 return self._missed(f"{name} {reason}", args, kwargs)
@@ -241,6 +252,13 @@ class _Known:
     order: list[int] | None
     named: list[tuple[str, TensorSpec]]
     spans: list[int]
+    moved: list[tuple[int, TensorSpec]]  # tensors that lie otherwise in memory than the graph takes them, and how it does
+
+    def laid_out(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """With copies of those that lie otherwise. A module's own layouts differ from those that a build saw on fakes, and what passes
+        an image on depends on where it came from."""
+        copies = {place: spec.lay_out(tensors[place]) for place, spec in self.moved}
+        return [copies.get(place, tensor) for place, tensor in enumerate(tensors)]
 
     def unfit(self, tensors: list[torch.Tensor]) -> str | None:
         """The first tensor whose memory is gone or too small, or None: the rest is in the form of the call."""

@@ -103,7 +103,9 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
     # without an artifact only what the mode names: the rest is the user's own affair, as it is under torch.compile
     settings = complete(options.process) if accepted else options.process
     release = claim(f"the {options.mode.title} compilation of {', '.join(modules)}", settings)
-    opening = Opening(store, modules, here, guard, ledger, partial(judge, modules=facts, wish=wished, allow=wish.allow), wish.allow)
+    opening = Opening(
+        store, modules, fingerprints, here, guard, ledger, partial(judge, modules=facts, wish=wished, allow=wish.allow), wish.allow
+    )
     try:
         for candidate in accepted:
             opening.open(candidate)
@@ -130,6 +132,7 @@ class Opening:
 
     store: Store
     modules: Mapping[str, nn.Module]
+    fingerprints: Mapping[str, Fingerprint]  # of the modules
     here: Target
     guard: Guard
     ledger: Ledger
@@ -183,7 +186,11 @@ class Opening:
 
     def _is_same(self, path: str, built: str, admitted: Admitted, book: Book, golden: Callable[[], Golden | None]) -> bool:
         """Whether the code of the component at `path` is what its graphs were traced from; else why not is kept."""
-        reason, short = _changed(book, built, self.modules[path]), admitted.digest.short
+        short = admitted.digest.short
+        if reason := _of_another_state(book, built, self.fingerprints[path]):
+            self.changed.setdefault(path, f"{reason} (artifact {short}; build it for this state of the model)")
+            return False
+        reason = _changed(book, built, self.modules[path])
         if reason is None:
             return True
         if Allow.SOURCE in self.allow and Reproduced(admitted.manifest).by(self.modules[path], built, book, golden()):
@@ -191,6 +198,12 @@ class Opening:
             return True
         self.changed.setdefault(path, f"{reason} (artifact {short}; build it again for this code)")
         return False
+
+
+def _of_another_state(book: Book, component: str, live: Fingerprint) -> str | None:
+    """What of a component that a graph stands for as a whole is not as it was built for, although its fingerprint is the same."""
+    kinds = {entry.kind for entry in book.graphs if entry.component == component and "" in entry.paths}
+    return next(filter(None, (book.kinds[kind].structure_differs(live) for kind in kinds)), None)
 
 
 def _changed(book: Book, component: str, module: nn.Module) -> str | None:

@@ -89,8 +89,8 @@ def judge(key: Key, *, modules: Mapping[str, Facts], wish: Facts, allow: Collect
 
 
 def _compared(facts: Facts) -> Key:
-    """Without the files of the classes: what of them was traced is compared itself, once the artifact is at hand."""
-    return Key({name: value for name, value in facts.items() if name != "source"})
+    """Without the files of the classes and the state: what of them was traced is compared itself, once the artifact is at hand."""
+    return Key({name: value for name, value in facts.items() if name not in ("source", "state")})
 
 
 def _counterpart(key: Key, path: str, facts: Facts) -> str | None:
@@ -134,11 +134,11 @@ def _judged(
 
 
 def _goodness(candidate: Candidate, *, modules: Mapping[str, Facts], wish: Facts) -> tuple[int, int, bool, bool]:
-    """How far it is from this machine, from this model's source and release, and from being tuned; the least is the best."""
+    """How far it is from this machine, from this model's state and source and release, and from being tuned; the least is the best."""
     if not isinstance(candidate.verdict, Accepted):
         return 0, 0, False, "tuning" in candidate.entry.key
-    key = Key(candidate.entry.key)
-    moved = sum(key.of_component(built).get("source") != modules[path]["source"] for path, built in candidate.verdict.components.items())
+    key, served = Key(candidate.entry.key), candidate.verdict.components.items()
+    moved = sum(key.of_component(built).get(part) != modules[path].get(part) for path, built in served for part in ("state", "source"))
     released = key.parts.get("target.diffusers") != wish.get("target.diffusers")
     return len(candidate.verdict.degraded), moved, released, "tuning" in candidate.entry.key
 

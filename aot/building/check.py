@@ -1,0 +1,128 @@
+"""Check: compare what was compiled with eager, run exactly as it will be when loaded."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import torch
+
+from aot.artifact.book import Book
+from aot.artifact.certificate import check, compare, tolerance
+from aot.artifact.golden import eager, noise
+from aot.artifact.ledger import Ledger
+from aot.artifact.promise import Promise
+from aot.artifact.runner import Graph
+from aot.building.plan import Plan
+from aot.errors import BuildFailed
+from aot.machine.device import wait_for_device
+from aot.model.capture import Call, in_dtype
+from aot.model.fingerprint import Fingerprint
+from aot.model.weights import LiveWeights
+from aot.model.writes import Results
+from aot.request.mode import Mode
+from aot.serving.dispatch import OnMiss, ServedBy
+from aot.serving.load import sites
+from aot.serving.standin import take_away
+
+Measured: TypeAlias = dict[str, Any]
+
+_TIMES_EAGER = 10  # what a graph's error may be of eager's own, where that is the larger
+
+
+def check_graphs(
+    plan: Plan, book: Book, graphs: list[Graph], *, device: str, mode: Mode, measured: Measured
+) -> tuple[dict[str, Any], Book]:
+    """Compare each component, run through its graphs exactly as it will be when loaded, with eager. Raises OutsideTolerance.
+
+    All of eager comes first: a graph left in place would be compared with itself. Where eager keeps something of its first calls,
+    what it computes with that is compared too. Returns the certificate, and the book with what eager kept.
+    """
+    calls = [*plan.calls, *plan.checks]
+    with torch.inference_mode():
+        expected = [timed(plan, call) for call in calls]
+        book = _settled(plan, book)
+        again = [timed(plan, call) for call in calls] if any(kind.settled for kind in book.kinds.values()) else []
+        for (name, _), site in sites(book, graphs, plan.modules).items():
+            site.serve(ServedBy(name, device, OnMiss.ERROR, lambda function: function, Ledger()))
+        try:
+            served = [timed(plan, call) for call in calls]
+        finally:
+            for module in plan.modules.values():
+                take_away(module)
+    names = list(map(str, calls))
+    measured["eager_first_call_s"] = dict(zip(names, (seconds for _, seconds in expected), strict=True))
+    measured["graph_first_call_s"] = dict(zip(names, (seconds for _, seconds in served), strict=True))
+    compared = []
+    for call, (got, _), (wanted, _) in [*zip(calls, served, expected, strict=True), *zip(calls, served, again, strict=False)]:
+        comparison, allowed = compare(got, wanted), tolerance(mode, str(call.dtype).removeprefix("torch."))
+        if comparison.relative_l2 > allowed:
+            allowed = max(allowed, _TIMES_EAGER * _own_error(plan, call, wanted))
+        check(comparison, what=str(call), allowed=allowed)
+        compared.append({"call": str(call), "tolerance_relative_l2": allowed, **comparison.to_json()})
+    compared += _check_ends(plan, graphs, mode)
+    return {"tolerance_relative_l2": max(each["tolerance_relative_l2"] for each in compared), "calls": compared}, book
+
+
+def _settled(plan: Plan, book: Book) -> Book:
+    """The book with what eager's first calls, which are over, have left in the modules."""
+    modules = {plan.fingerprints[path].digest: module for path, module in plan.modules.items()}
+    modules |= {digest: found.module for digest, found in plan.kinds.items()}
+    kinds = {
+        digest: replace(kind, settled=Fingerprint.of(modules[digest]).without(kind.unread).since(kind.fingerprint))
+        for digest, kind in book.kinds.items()
+    }
+    return replace(book, kinds=kinds)
+
+
+def _check_ends(plan: Plan, graphs: list[Graph], mode: Mode) -> list[dict[str, Any]]:
+    """Compare graphs along axes with eager at the ends of their ranges, which no call may have had. Raises OutsideTolerance, and
+    BuildFailed where eager itself cannot be called there."""
+    compared = []
+    units = {(unit.component, unit.kind, unit.signature): unit for unit in plan.units}
+    for graph in graphs:
+        entry = graph.entry
+        if not isinstance(entry.dynamic, Promise):
+            continue
+        unit = units[entry.component, entry.kind, entry.signature]
+        module = plan.kinds[entry.kind].module
+        for signature in entry.dynamic.ends():
+            tensors = [noise(spec, number, weight=False) for number, spec in enumerate(signature.specs)]
+            with in_dtype(module, unit.dtype), torch.inference_mode():
+                weights = LiveWeights(module).tensors() or []
+                try:
+                    expected = eager(module, LiveWeights(module).names, replace(entry, signature=signature), [*weights, *tensors])
+                except Exception as error:
+                    raise BuildFailed(
+                        f"{unit} at {signature}, an end of what was recorded, cannot be called: {type(error).__name__}: {error}",
+                        remedy="record calls that go together, or build without axes: a graph for each.",
+                    ) from error
+                comparison = compare(graph.run_flat([*weights, *tensors]), expected)
+            allowed, what = tolerance(mode, str(unit.dtype).removeprefix("torch.")), f"{unit.component} at {signature}"
+            check(comparison, what=what, allowed=allowed)
+            compared.append({"call": what, "tolerance_relative_l2": allowed, **comparison.to_json()})
+    return compared
+
+
+def _own_error(plan: Plan, call: Call, expected: Any) -> float:
+    """How far eager itself is from the same in float64: what no order of sums can be held to. 0 for other dtypes than float32."""
+    if call.dtype != torch.float32:
+        return 0.0
+    double = [tensor.double() if tensor.is_floating_point() else tensor for tensor in call.tensors]
+    with torch.no_grad():
+        exact, _ = timed(plan, replace(call, dtype=torch.float64, tensors=double))
+    return compare(expected, exact).relative_l2
+
+
+def timed(plan: Plan, call: Call) -> tuple[Any, float]:
+    """What a call returns and leaves in its arguments, and the seconds it took."""
+    args, kwargs = call.signature.call(call.tensors)
+    module = plan.modules[call.component]
+    with in_dtype(module, call.dtype):
+        started = time.perf_counter()
+        returned = module(*args, **kwargs)
+        wait_for_device()
+        seconds = round(time.perf_counter() - started, 4)
+    results = Results.of(returned, (args, kwargs), call.signature.form, call.tensors)
+    return (results.returned, results.writes, results.tensors), seconds

@@ -1,0 +1,138 @@
+"""Tiny pipelines of today, each built from one call of it, loaded, and compared with eager end to end.
+
+    python scripts/pipelines.py                                # all of them, one after another, a fresh process each
+    python scripts/pipelines.py --names wan flux --scope whole
+
+Prints one line a pipeline and keeps its row in scripts/results/pipelines-SCOPE-cpu.json: the error of the whole call against eager,
+what the build allowed a component (1e-5, or ten times eager's own distance from float64), calls served and missed, graphs, and
+seconds. The wrapper of each graph is compiled without optimisation, which changes how long a build takes and not what it computes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.pipelines import PIPELINES, make
+
+RESULTS = Path(__file__).with_name("results")
+OPTIONS = {"options": {"inductor.aot_inductor.compile_wrapper_opt_level": "O0"}}
+
+
+def run(name: str, scope: str) -> dict[str, Any]:
+    """Build, load and compare one pipeline, in this process."""
+    import aot
+    from aot.artifact.certificate import compare
+
+    pipe, call = make(name)
+
+    def picture(pipe: Any) -> Any:
+        return pipe(**{**call, "generator": torch.Generator().manual_seed(0), "output_type": "pt"})[0]
+
+    started = time.perf_counter()
+    with aot.record(pipe) as record, torch.no_grad():
+        picture(pipe)
+    recorded = time.perf_counter()
+    built = aot.build(record, gpu="cpu", scope=scope, options=OPTIONS)
+    compiled = time.perf_counter()
+    with torch.no_grad():
+        expected = picture(pipe)
+    os.environ["NEXFORT_GRAPH_CACHE"] = "1"
+    loading = time.perf_counter()
+    aot.compile_pipe(pipe, options=OPTIONS, on_miss="eager")
+    loaded = time.perf_counter()
+    with torch.no_grad():
+        found = picture(pipe)
+    (ledger,) = aot.stats()
+    return {
+        "relative_l2": compare(found, expected).relative_l2,
+        "allowed": built.manifest.certificate["tolerance_relative_l2"],
+        "hits": sum(ledger["hits"].values()),
+        "misses": ledger["misses"],
+        "left": record.left,
+        "components": sorted(record.modules),
+        "graphs": len(built.manifest.measured["compile_s"]),
+        "record_s": recorded - started,
+        "build_s": compiled - recorded,
+        "load_s": loaded - loading,
+    }
+
+
+def verdict(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return "failed"
+    if row["misses"] or row["left"]:
+        return "missed"
+    return "served" if row["relative_l2"] <= row["allowed"] else "wrong"
+
+
+def in_a_process(name: str, scope: str) -> dict[str, Any]:
+    """As `run`, with a store of its own; the reason where it fails."""
+    with tempfile.TemporaryDirectory() as home:
+        ran = subprocess.run(
+            [sys.executable, __file__, "--names", name, "--scope", scope, "--here"],
+            env={**os.environ, "AOT_HOME": home},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    try:
+        found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        found = {"error": f"exit code {ran.returncode}: {ran.stderr[-300:]}"}
+    return {"pipeline": name, "verdict": verdict(found), **found}
+
+
+def line(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return f"{row['pipeline']:<16} failed: {row['error'][:400]}"
+    times = "  ".join(f"{what} {row[f'{what}_s']:.1f} s" for what in ("record", "build", "load"))
+    why = "".join(f"\n{'':17}{sentence}" for sentence in [*row["misses"], *row["left"].values()])
+    return f"{row['pipeline']:<16} {row['verdict']:<7} {row['relative_l2']:.1e}  {row['hits']} hits  {row['graphs']} graphs  {times}{why}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--names", nargs="+", choices=PIPELINES, default=list(PIPELINES))
+    parser.add_argument("--scope", default="regional", choices=("regional", "whole"))
+    parser.add_argument("--here", action="store_true", help="in this process, with the store that AOT_HOME names; prints JSON")
+    given = parser.parse_args()
+    if given.here:
+        torch.set_num_threads(1)
+        try:
+            found = run(*given.names, given.scope)
+        except Exception as error:  # noqa: BLE001 - what fails is a row of the table
+            traceback.print_exc()
+            found = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(found))
+        return 0
+    rows = [report(name, given.scope) for name in given.names]
+    file = RESULTS / f"pipelines-{given.scope}-cpu.json"
+    before = json.loads(file.read_text())["rows"] if file.exists() else []
+    known = {row["pipeline"]: row for row in (*before, *rows)}
+    about = {"torch": torch.__version__, "machine": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
+    file.write_text(json.dumps({**about, "rows": [known[name] for name in PIPELINES if name in known]}, indent=1) + "\n")
+    return int(any(row["verdict"] != "served" for row in rows))
+
+
+def report(name: str, scope: str) -> dict[str, Any]:
+    row = in_a_process(name, scope)
+    print(line(row), flush=True)
+    return row
+
+
+if __name__ == "__main__":
+    sys.exit(main())
