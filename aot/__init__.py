@@ -5,18 +5,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aot.artifact.ledger import stats
-    from aot.building.pipeline import build
     from aot.request.record import Record, record
-    from aot.serving.nexfort import compile, compile_pipe, restore
+    from aot.serving.nexfort import compile, compile_pipe, enable, restore
+    from aot.verbs.build import build, plan
+    from aot.verbs.lookup import lock, lookup
+    from aot.verbs.pull import pull
+    from aot.verbs.push import push
+    from aot.verbs.verify import verify
 
-__all__ = ["Record", "build", "compile", "compile_pipe", "record", "restore", "stats"]
+__all__ = [
+    "Record",
+    "build",
+    "compile",
+    "compile_pipe",
+    "enable",
+    "lock",
+    "lookup",
+    "plan",
+    "pull",
+    "push",
+    "record",
+    "restore",
+    "stats",
+    "verify",
+]
 
 _HOMES = {
     "stats": "aot.artifact.ledger",
-    "build": "aot.building.pipeline",
-    "Record": "aot.request.record",
-    "record": "aot.request.record",
-    **dict.fromkeys(("compile", "compile_pipe", "restore"), "aot.serving.nexfort"),
+    **dict.fromkeys(("Record", "record"), "aot.request.record"),
+    **dict.fromkeys(("compile", "compile_pipe", "enable", "restore"), "aot.serving.nexfort"),
+    **dict.fromkeys(("build", "plan"), "aot.verbs.build"),
+    **dict.fromkeys(("lock", "lookup"), "aot.verbs.lookup"),
+    **{name: f"aot.verbs.{name}" for name in ("pull", "push", "verify")},
 }
 
 

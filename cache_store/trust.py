@@ -205,3 +205,12 @@ def _remedy(where: str) -> str:
     return (
         f"`aot trust add KEYLINE --store {where}` with its signer's key line, or `aot lock RECIPE --from {where}` to pin these very bytes."
     )
+
+
+def trust_keys(
+    root: Path, keys: Collection[str], *, stores: Collection[str] = ("*",), names: Collection[str] = ("*",), threshold: int = 1
+) -> Rule:
+    """List a rule of these key lines at the store root, unless it is there. Raises Malformed for one that is none or is revoked."""
+    rule = Rule(tuple(map(PublicKey.parse, keys)), threshold, tuple(stores), tuple(names))
+    Trust.read(root).add(rule).write(root)
+    return rule

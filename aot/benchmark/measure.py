@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-import aot
 from aot.artifact.certificate import compare
+from aot.artifact.ledger import stats
 from aot.benchmark.measurement import Way
 from aot.building.plan import SEED, make_plan, prepare
 from aot.compiler.process import Parent
@@ -25,7 +25,7 @@ from aot.model.capture import in_dtype
 from aot.model.signature import Signature, flatten
 from aot.request.recipe import Recipe
 from aot.request.request import Request
-from aot.serving.nexfort import PIPELINE_COMPONENTS
+from aot.serving.nexfort import PIPELINE_COMPONENTS, compile_pipe
 
 STEADY_SECONDS = 2.0  # how long one round of steady-state calls lasts, at least
 STEADY_CALLS = 5  # and how many calls of each kind it makes, at least
@@ -53,7 +53,7 @@ def measure(recipe: Recipe, request: Request, message: Mapping[str, Any], parent
         imported = set(sys.modules)
         started = time.perf_counter()
         if way is not Way.EAGER:
-            aot.compile_pipe(
+            compile_pipe(
                 pipeline,
                 options=request.options,
                 ignores=tuple(path for path in PIPELINE_COMPONENTS if path not in modules),
@@ -61,7 +61,7 @@ def measure(recipe: Recipe, request: Request, message: Mapping[str, Any], parent
             )
         setup = time.perf_counter() - started
         first_calls = [call.timed() for call in calls]
-        parts = aot.stats()[0]["seconds"] if way is Way.ARTIFACT else {}
+        parts = stats()[0]["seconds"] if way is Way.ARTIFACT else {}
         parent.tell("started", setup_s=setup, parts_s=parts, first_call_s=first_calls, calls=[call.name for call in calls])
         new = {name.split(".")[1] for name in set(sys.modules) - imported if name.startswith("torch.")}
         parent.tell("compared", **_compared([call.output for call in calls], Path(message["outputs"]), way))

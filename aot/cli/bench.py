@@ -12,11 +12,11 @@ import typer
 from aot.benchmark.measurement import COMPARED, WAYS, Measurement, Way
 from aot.choice import choice
 from aot.cli import request as asked
-from aot.cli.stores import local_store
 from aot.cli.text import print_json, print_table, progress, size
 from aot.errors import BadInput, Unsupported
 from aot.machine.device import is_here
 from aot.machine.sku import find_sku
+from aot.verbs.stores import local_store
 
 if TYPE_CHECKING:
     from aot.benchmark.bench import StartupLedger

@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from aot.cli.request import Json
-from aot.cli.stores import allowed, local_store, machine, open_guard
+from aot.cli.stores import allow
 from aot.cli.text import print_json, print_table
 from aot.errors import Miss
 from aot.machine.target import Allow, Difference, Target
+from aot.verbs.stores import allowed, local_store, machine, open_guard
 
 
 def check(
@@ -33,7 +34,7 @@ def check(
     built = Target.of_parts(row.entry.key)
     here = machine(gpu, built)
     found = built.check(here, also=row.entry.key.get("also", "").split())
-    refused = [one for one in found if one.refused(allowed(allow_other_sku, allow_other_torch))]
+    refused = [one for one in found if one.refused(allowed(allow(allow_other_sku, allow_other_torch)))]
     error = None
     if gpu == "auto" and not refused and any(one.allow is Allow.TORCH for one in found):  # on another machine it is sent there
         from aot.serving.canary import send

@@ -10,6 +10,7 @@ import typer
 from aot.cli import stores
 from aot.cli.request import Json
 from aot.cli.text import print_json, size
+from aot.verbs.stores import local_store, open_remote
 
 
 def fsck(
@@ -25,7 +26,7 @@ def fsck(
     from aot.cache_store.hub import HubStore
     from aot.cache_store.local import LocalStore
 
-    examined = stores.open_remote(store) if store else stores.local_store()
+    examined = open_remote(store) if store else local_store()
     if repair and isinstance(examined, HubStore):
         examined.list_anew()
     findings = list(examine(examined))
@@ -35,7 +36,7 @@ def fsck(
     if repair and isinstance(examined, LocalStore):
         for ref, digest, origin in [(ref, digest, origin) for finding in findings for ref, digest, origin in finding.pulled]:
             try:
-                restore(examined, digest, stores.open_remote(origin))
+                restore(examined, digest, open_remote(origin))
                 restored.append(str(ref))
             except CodedError as error:
                 print(f"{ref.name} is not back: {error}", file=sys.stderr)

@@ -18,10 +18,9 @@ def lookup(
     json: Json = False,
 ) -> None:
     """Tell what a store has of a recipe, and whether there is one for my machine: one request, and nothing is downloaded."""
-    from aot.shipping.offer import Wanted
+    from aot.verbs.lookup import lookup as look_up
 
-    wanted = Wanted(recipe, mode, variant, stores.allowed(allow_other_sku, allow_other_torch))
-    found = stores.ask(stores.open_remote(store), wanted, gpu)
+    found = look_up(recipe, store, gpu=gpu, mode=mode, variant=variant, allow=stores.allow(allow_other_sku, allow_other_torch))
     if json:
         print_json([{**offer.row.to_json(), "loads": not offer.refused, "refused": list(offer.refused)} for offer in found])
         return

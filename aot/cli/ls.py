@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from aot.cli.request import Json
-from aot.cli.stores import local_store
 from aot.cli.text import age, now, print_json, print_table, size
+from aot.verbs.stores import local_store
 
 
 def ls(json: Json = False) -> None:

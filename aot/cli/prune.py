@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from aot.cli.request import Json
-from aot.cli.stores import local_store
 from aot.cli.text import now, print_json, size
 from aot.errors import BadInput
+from aot.verbs.stores import local_store
 
 _UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 

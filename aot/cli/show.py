@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aot.cli.request import Json
-from aot.cli.stores import local_store
 from aot.cli.text import age, found_cubins, now, print_json, size
+from aot.verbs.stores import local_store
 
 if TYPE_CHECKING:
     from aot.cache_store.manifest import Manifest

@@ -1,22 +1,11 @@
-"""The stores, the policy and the options that the verbs share."""
+"""The options that the verbs of stores share."""
 
 from __future__ import annotations
 
-import os
 import sys
-from functools import cache
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import Annotated, TypeAlias
 
 import typer
-
-from aot.machine.sku import CPU
-
-if TYPE_CHECKING:
-    from aot.artifact.guard import Guard
-    from aot.cache_store.local import LocalStore
-    from aot.cache_store.store import PrunableStore
-    from aot.machine.target import Allow, Target
-    from aot.shipping.offer import Offer, Wanted
 
 LOCATION = "Store: hf://ORG/REPO[@REVISION], s3://…, any fsspec URL, or a path."
 Location: TypeAlias = Annotated[str, typer.Argument(help=LOCATION, metavar="STORE")]
@@ -33,99 +22,10 @@ OtherTorch: TypeAlias = Annotated[
 Every: TypeAlias = Annotated[bool, typer.Option("--all", help="Every artifact that would be loaded there, not the best alone.")]
 
 
-def local_store() -> LocalStore:
-    """That of this user: AOT_HOME, else `aot` in the cache directory."""
-    from aot.cache_store.local import LocalStore
-    from aot.cache_store.root import default_root
-
-    return LocalStore(default_root(os.environ))
-
-
-def open_remote(location: str) -> PrunableStore:
-    """A store at a distance, for a program: no request waits for ever, and the client draws no bars of its own."""
-    from aot.cache_store.location import open_store
-
-    if location.startswith("hf://"):
-        from huggingface_hub.utils import disable_progress_bars
-
-        from aot.cache_store.hub_errors import limit_waiting
-
-        limit_waiting()
-        disable_progress_bars()
-    return open_store(location)
-
-
-def open_guard(store: LocalStore) -> Guard:
-    """The policy of that store's root, with the pins of the lock file."""
-    from aot.artifact.guard import Guard
-
-    return Guard.of(store.root, os.environ)
-
-
-def allowed(other_sku: bool, other_torch: bool) -> frozenset[Allow]:
+def allow(other_sku: bool, other_torch: bool) -> list[str]:
     """The differences between machines whose option was given."""
-    from aot.machine.target import Allow
-
-    return frozenset(allow for allow, given in ((Allow.SKU, other_sku), (Allow.TORCH, other_torch)) if given)
+    return [word for word, given in (("other-sku", other_sku), ("other-torch", other_torch)) if given]
 
 
-def machine(gpu: str, built: Target) -> Target:
-    """The machine asked about; this one's GPU for an artifact for GPUs, if it has one."""
-    from aot.machine.device import gpus_here
-
-    if gpu != "auto":
-        return _named(gpu)
-    return _detected("cuda" if built.device != CPU and gpus_here() else CPU)
-
-
-@cache
-def _named(gpu: str) -> Target:
-    from aot.machine.target import Target
-
-    return Target.named(gpu)
-
-
-@cache
-def _detected(device: str) -> Target:
-    from aot.machine.target import Target
-
-    return Target.detect(device)
-
-
-def ask(store: PrunableStore, wanted: Wanted, gpu: str) -> list[Offer]:
-    """What the store has of a recipe for that machine. Raises Missing naming the recipes that it has; RolledBack."""
-    from aot.cache_store.errors import Missing
-    from aot.cache_store.history import check_history
-    from aot.shipping.listing import Row
-    from aot.shipping.offer import offers
-
-    rows = [Row(entry) for entry in store.entries() if entry.key]
-    check_history(store, local_store())
-    found = offers(rows, wanted, lambda built: machine(gpu, built))
-    if not found:
-        names = ", ".join(sorted({row.ref.name for row in rows})) or "nothing"
-        raise Missing(f"{store.location} has no artifact of {wanted.recipe!r}; it has: {names}.", remedy="`aot build` and `aot push` one.")
-    return found
-
-
-def choose(found: list[Offer], *, every: bool) -> list[Offer]:
-    """Those to take, best first; says why the others are not. Raises Miss when none would be loaded."""
-    from aot.errors import Miss
-
-    for offer in found:
-        if offer.refused:
-            print(f"not {describe(offer)}: {'; '.join(offer.refused)}", file=sys.stderr)
-    fitting = [offer for offer in found if not offer.refused]
-    if not fitting:
-        raise Miss(
-            f"none of the {len(found)} artifacts of {found[0].row.ref.name} would be loaded there; the reasons are above.",
-            remedy="build one for that machine: `aot build --gpu`; `aot targets --here` says what this one is.",
-        )
-    if not every and len(fitting) > 1:
-        print(f"{len(fitting) - 1} more would be loaded too (--all, or choose by --mode and --variant)", file=sys.stderr)
-    return fitting
-
-
-def describe(offer: Offer) -> str:
-    row = offer.row
-    return f"{row.ref.name} {row.digest.short} ({row.target}, {row.mode}, {row.part('variant')}, {row.shapes})"
+def say(sentence: str) -> None:
+    print(sentence, file=sys.stderr)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from aot.cli import stores
 from aot.cli.request import Json
 from aot.cli.text import print_json, print_table
+from aot.verbs.stores import local_store
 
 trust = typer.Typer(help="Whose artifacts may run here: list keys, add them, revoke them.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -22,12 +22,9 @@ def add(
     threshold: Annotated[int, typer.Option(help="How many of these keys must have signed.", min=1)] = 1,
 ) -> None:
     """Trust keys: what enough of them signed is loaded. Get a key line from its owner, not from where the artifacts are."""
-    from aot.cache_store.signing import PublicKey
-    from aot.cache_store.trust import Rule, Trust
+    from aot.cache_store.trust import trust_keys
 
-    root = stores.local_store().root
-    rule = Rule(tuple(map(PublicKey.parse, keys)), threshold, tuple(store), tuple(name))
-    Trust.read(root).add(rule).write(root)
+    rule = trust_keys(local_store().root, keys, stores=store, names=name, threshold=threshold)
     print(f"trusted: {threshold} of {len(rule.keys)} keys, for stores {' '.join(store)}, recipes {' '.join(name)}", file=sys.stderr)
 
 
@@ -37,7 +34,7 @@ def ls(json: Json = False) -> None:
     from aot.cache_store.signing import SigningKey
     from aot.cache_store.trust import Trust
 
-    root = stores.local_store().root
+    root = local_store().root
     listed, own = Trust.read(root), SigningKey.of_machine(root).public
     if json:
         rules = [
@@ -61,6 +58,6 @@ def revoke(what: Annotated[str, typer.Argument(help="A key line, the name or id 
     """Never load again what only this key signed, or this artifact. There is no way back."""
     from aot.cache_store.trust import Trust
 
-    root = stores.local_store().root
+    root = local_store().root
     Trust.read(root).revoke(what).write(root)
     print(f"revoked: {what}", file=sys.stderr)

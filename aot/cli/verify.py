@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from aot.cli import stores
 from aot.cli.request import Json
 from aot.cli.text import print_json, size
 
@@ -20,32 +19,18 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check an artifact of the local store: who vouches for it, and every byte of every file."""
-    from aot.cache_store.fsck import check_layers
-    from aot.machine.target import Target
-    from aot.shipping.listing import listing, pick
+    from aot.verbs.verify import verify as check
 
-    local = stores.local_store()
-    row, *_ = pick(listing(local), artifact)
-    guard = stores.open_guard(local)
-    admitted = guard.policy.admit_from(local, row.digest)  # not the guard: one that ended a process can be verified too
-    files = check_layers(local, admitted.manifest)
-    error = None
-    if execute:
-        from aot.serving.canary import send
-
-        here = stores.machine("auto", Target.of_parts(admitted.manifest.key))
-        error = send(local, admitted, here=here, guard=guard, again=True)
-    if execute or forget:
-        guard.forget(row.digest)
-    crashed = guard.crashed(row.digest)
+    found = check(artifact, execute=execute, forget=forget)
+    manifest, digest, error = found.admitted.manifest, found.admitted.digest, found.error
     if json:
-        told = {"digest": str(row.digest), "trusted": admitted.by, "files": files, "canary_error": error, "crashed_here": crashed}
-        print_json(told)
+        told = {"digest": str(digest), "trusted": found.admitted.by, "files": found.files}
+        print_json({**told, "canary_error": error, "crashed_here": found.crashed})
         return
-    print(f"{row.ref.name} {row.digest}")
-    print(f"  trusted: {admitted.by}")
-    print(f"  sound: {files} files in {len(admitted.manifest.layers)} layers, {size(admitted.manifest.size)}")
+    print(f"{manifest.name} {digest}")
+    print(f"  trusted: {found.admitted.by}")
+    print(f"  sound: {found.files} files in {len(manifest.layers)} layers, {size(manifest.size)}")
     if error is not None:
         print(f"  runs here: relative L2 error {error:.1e} against its golden outputs")
-    if crashed:
+    if found.crashed:
         print("  it ended a process on this host before, and is not loaded (--exec runs it apart, --forget forgets)")

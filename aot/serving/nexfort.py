@@ -13,10 +13,12 @@ from torch import nn
 
 from aot.artifact.guard import Guard
 from aot.artifact.ledger import Ledger, close_ledger, open_ledger
+from aot.cache_store.cached import CachedStore
 from aot.cache_store.errors import CodedError
 from aot.cache_store.local import LocalStore
 from aot.cache_store.location import open_cached
 from aot.cache_store.root import default_root
+from aot.cache_store.trust import trust_keys
 from aot.choice import choice
 from aot.compiler.inductor import jit
 from aot.environment import GRAPH_CACHE
@@ -65,7 +67,7 @@ def compile(
     choice(backend, known=("nexfort",), field="backend")
     parsed = Options.parse(options)
     with _from_the_start([module]):
-        _compile({"module": module}, parsed, on_miss, {}, allow)
+        _compile({"module": module}, parsed, on_miss, os.environ.get(GRAPH_CACHE, "0"), {}, allow)
     return module
 
 
@@ -87,6 +89,37 @@ def compile_pipe(
     `fuse_qkv_projections` fuses the attention projections of the denoiser first. `ignores` names components to leave alone.
     """
     choice(backend, known=("nexfort",), field="backend")
+    location = os.environ.get(GRAPH_CACHE, "0")
+    return _compile_pipe(pipe, options, location, fuse=fuse_qkv_projections, ignores=ignores, on_miss=on_miss, allow=allow)
+
+
+def enable(
+    pipe: P,
+    store: str = "1",
+    *,
+    options: OptionsLike = None,
+    fuse_qkv_projections: bool = False,
+    ignores: tuple[str, ...] = (),
+    on_miss: str = "compile",
+    allow: Collection[str] = (),
+    trust: Collection[str] = (),
+) -> P:
+    """Serve a diffusers pipeline from the artifacts of `store` and return it: pull, trust and load in one line.
+
+    `store` is a location (`hf://ORG/REPO`, `s3://…`, a path), read through into the local one; by default that itself. What is signed
+    by a key that the user listed, or pinned in aot.lock, is loaded. `trust` are key lines to list first, for this store alone; get
+    them from their owner. All else, what is raised too, is as in `compile_pipe`, whatever `NEXFORT_GRAPH_CACHE` says; Malformed for
+    a key line that is none.
+    """
+    if trust:
+        found, local = _opened(store)
+        trust_keys(local.root, trust, stores=[found.location])
+    return _compile_pipe(pipe, options, store, fuse=fuse_qkv_projections, ignores=ignores, on_miss=on_miss, allow=allow)
+
+
+def _compile_pipe(
+    pipe: P, options: OptionsLike, location: str, *, fuse: bool, ignores: tuple[str, ...], on_miss: str, allow: Collection[str]
+) -> P:
     modules = components(pipe, ignores)
     if not modules:
         raise BadInput(
@@ -97,9 +130,9 @@ def compile_pipe(
     optional = {} if parsed.mode.freezing else components(pipe, (*ignores, *modules), tuple(parts(pipe)))
     with _from_the_start([*modules.values(), *optional.values()]):
         for module in modules.values():
-            if fuse_qkv_projections and (undo := fuse_qkv(module)):
+            if fuse and (undo := fuse_qkv(module)):
                 on_restore(module, undo)
-        _compile(modules, parsed, on_miss, optional, allow)
+        _compile(modules, parsed, on_miss, location, optional, allow)
     return pipe
 
 
@@ -147,11 +180,10 @@ def parts(pipe: Any) -> Iterator[str]:
 
 
 def _compile(
-    modules: dict[str, nn.Module], options: Options, on_miss: str, optional: Mapping[str, nn.Module], allow: Collection[str]
+    modules: dict[str, nn.Module], options: Options, on_miss: str, location: str, optional: Mapping[str, nn.Module], allow: Collection[str]
 ) -> None:
     policy = OnMiss(choice(on_miss, known=list(OnMiss), field="on_miss"))
     allowed = frozenset(Allow(choice(word, known=list(Allow), field="allow")) for word in allow)
-    location = os.environ.get(GRAPH_CACHE, "0")
     ledger = open_ledger(tuple(modules))
     for module in modules.values():
         if undo := live_scale(module):
@@ -169,13 +201,18 @@ def _compile(
     share(modules.values(), release)
 
 
+def _opened(location: str) -> tuple[LocalStore | CachedStore, LocalStore]:
+    """The store at a location, `1` being the local one, and the local one that it is read through."""
+    root = default_root(os.environ)
+    store = open_cached(str(root) if location == "1" else location, root)
+    return store, store if isinstance(store, LocalStore) else store.local
+
+
 def _load(modules: dict[str, nn.Module], wanted: dict[str, nn.Module], location: str, *, wish: Wish, ledger: Ledger) -> Callable[[], None]:
     options = wish.options
     device = next((weight.device for module in modules.values() for weight in module.parameters()), torch.device("cpu"))
     try:
-        root = default_root(os.environ)
-        store = open_cached(str(root) if location == "1" else location, root)
-        local = store if isinstance(store, LocalStore) else store.local
+        store, local = _opened(location)
         guard = Guard.of(local.root, os.environ)
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # graphs are opened on the current one
             return attach(wanted, store, wish=wish, here=Target.detect(device.type), guard=guard, ledger=ledger)

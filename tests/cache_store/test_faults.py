@@ -383,11 +383,10 @@ def test_random_kills_of_the_real_command_leave_nothing_broken(tmp_path: Path) -
 # `aot pull` of what is pinned, for a machine that it fits: what differs between machines is not what is tested here
 PULL_PINS = """
 import sys
-from aot.cli import stores
-from aot.cli.pull import _pull_pins
+from aot.verbs import stores
+from aot.verbs.pull import pull
 import aot.machine.target
 aot.machine.target.Target.check = lambda self, other, also=(): []
 stores._detected = lambda device: None
-local = stores.local_store()
-assert _pull_pins(local, stores.open_guard(local), "auto")
+assert pull()
 """

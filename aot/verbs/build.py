@@ -1,4 +1,4 @@
-"""Pipeline: build any pipeline, or module, from calls of it."""
+"""Build and plan: any pipeline, or module, from calls of it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from aot.building.build import Built, check_host
+from aot.building.build import Built, Planned, Source, check_host
 from aot.building.build import build as build_artifact
+from aot.building.build import plan as plan_artifact
 from aot.cache_store.local import LocalStore
 from aot.cache_store.root import default_root
 from aot.compiler.stage import Progress, Stage
@@ -61,6 +62,73 @@ def build(
     Nothing of `what` is changed, and no weight is read: what is compiled is compared with eager on noise. Raises BadInput and
     Unsupported for what cannot be built, BadEnvironment for a host that cannot build, BuildFailed, OutsideTolerance.
     """
+    request, source = _asked(
+        what,
+        call,
+        gpu=gpu,
+        options=options,
+        scope=scope,
+        components=components,
+        name=name,
+        dtype=dtype,
+        axes=axes,
+        cache_layer=cache_layer,
+        untuned=untuned,
+        also=also,
+    )
+    check_host(request, os.environ)
+    return build_artifact(request, _store(), source=source, progress=progress or _quiet, environ=os.environ, rebuild=rebuild)
+
+
+def plan(
+    what: Any,
+    call: Call | dict[str, Any] | Iterable[Call | dict[str, Any]] | None = None,
+    *,
+    gpu: str = "",
+    options: Options | dict[str, Any] | str | None = None,
+    scope: str = "regional",
+    components: Collection[str] = (),
+    name: str = "",
+    dtype: torch.dtype | None = None,
+    axes: bool = False,
+    untuned: bool = False,
+    also: Collection[str] = (),
+    progress: Progress | None = None,
+) -> Planned:
+    """What `build` of the same would compile, whether the store has it, and what it took before. Nothing is compiled or stored."""
+    request, source = _asked(
+        what,
+        call,
+        gpu=gpu,
+        options=options,
+        scope=scope,
+        components=components,
+        name=name,
+        dtype=dtype,
+        axes=axes,
+        cache_layer=False,
+        untuned=untuned,
+        also=also,
+    )
+    return plan_artifact(request, _store(), source=source, progress=progress or _quiet, environ=os.environ)
+
+
+def _asked(
+    what: Any,
+    call: Any,
+    *,
+    gpu: str,
+    options: Any,
+    scope: str,
+    components: Collection[str],
+    name: str,
+    dtype: torch.dtype | None,
+    axes: bool,
+    cache_layer: bool,
+    untuned: bool,
+    also: Collection[str],
+) -> tuple[Recorded, Source]:
+    """The checked request, and what it is built from."""
     source = _source(what, call, name, dtype)
     source.check()
     gpu, parsed = gpu or _device_of(source), Options.parse(options)
@@ -69,9 +137,11 @@ def build(
     machine = on_machine(gpu, parsed, here=is_here(gpu), mode_given=given, cache_layer=cache_layer, untuned=untuned, also=also)
     request = Recorded(name=name or _name_of(source), scope=scope, components=tuple(components), **machine)
     request.check_machine()
-    check_host(request, os.environ)
-    store = LocalStore(default_root(os.environ))
-    return build_artifact(request, store, source=source, progress=progress or _quiet, environ=os.environ, rebuild=rebuild)
+    return request, source
+
+
+def _store() -> LocalStore:
+    return LocalStore(default_root(os.environ))
 
 
 def _source(what: Any, call: Any, name: str, dtype: torch.dtype | None) -> Record | Origin | Saved | RecipeFile:

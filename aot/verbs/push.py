@@ -1,0 +1,57 @@
+"""Push: upload artifacts with their signatures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aot.cache_store.hub import HubStore
+from aot.cache_store.signing import SigningKey
+from aot.cache_store.transfer import push as transfer
+from aot.environment import SIGNING_KEY
+from aot.errors import BadInput
+from aot.shipping.card import render
+from aot.shipping.listing import Row, listing, pick
+from aot.verbs.stores import Moving, Say, local_store, log, open_guard, open_remote, unseen
+
+if TYPE_CHECKING:
+    from aot.building.build import Built
+
+
+def push(
+    artifact: str | Built,
+    store: str,
+    *,
+    all: bool = False,
+    create: bool = False,
+    public: bool = False,
+    say: Say = log,
+    moving: Moving = unseen,
+) -> list[Row]:
+    """Upload an artifact of the local store: to the Hub in one commit, with a card that lists what the repository holds.
+
+    `artifact` is what a build returned, or a recipe, `recipe@key`, or the beginning of a key or digest; `all` pushes every artifact
+    that it names, not the newest alone. `store`: `hf://ORG/REPO`, `s3://…`, any fsspec URL, or a path. `create` makes a repository
+    that is not there: private, unless `public`. Raises BadInput, Missing, Untrusted, Denied, Unreachable.
+    """
+    if public and not create:
+        raise BadInput("--public says how to --create.", remedy="add --create, or leave --public out.")
+    local = local_store()
+    rows = pick(listing(local), artifact if isinstance(artifact, str) else str(artifact.digest))
+    if len(rows) > 1 and not all:
+        say(f"{artifact} names {len(rows)} artifacts; the newest is pushed (--all for every one)")
+        rows = rows[:1]
+    guard, target = open_guard(local), open_remote(store)
+    if isinstance(target, HubStore):
+        target.card = lambda entries: render(entries, target.location)
+        if create:
+            target.create(private=not public)
+    for row in rows:
+        if key := os.environ.get(SIGNING_KEY):
+            raw = local.manifest(row.digest)
+            local.commit(row.ref, raw, {}, envelope=SigningKey(Path(key).expanduser()).sign(raw))
+        admitted = guard.admit(local, row.digest)
+        with moving(f"{row.ref.name} {row.digest.short}", admitted.manifest.size) as told:
+            transfer(row.ref, source=local, target=target, told=told)
+    return rows
