@@ -3,3 +3,4 @@
 GRAPH_CACHE = "NEXFORT_GRAPH_CACHE"  # whether and where artifacts are read: unset or 0, 1, or a store's location
 INDUCTOR_DIRECTORY = "TORCHINDUCTOR_CACHE_DIR"  # where Inductor keeps what it compiled
 SIGNING_KEY = "AOT_SIGNING_KEY"  # a file: the ed25519 key that signs beside the machine's own
+WATCH = "AOT_WATCH"  # set by `aot record`: the folder that a watched program leaves its Records in

@@ -30,6 +30,14 @@ class Record:
     left: dict[str, str] = field(default_factory=dict)
     roots: dict[str, nn.Module] = field(default_factory=dict)  # the pipeline's own parts that these modules are, or are in
 
+    @classmethod
+    def of(cls, recorder: Recorder, owner: Any, name: str = "") -> Record:
+        """What a recorder has written down of `owner` so far."""
+        modules = {path: module for path, module in recorder.modules.items() if path not in recorder.left}
+        inside = {path.partition(".")[0] for path in modules}
+        roots = {part: module for part, module in roots_of(owner).items() if part in inside}
+        return cls(name or _name(owner), modules, recorder.calls, dict(recorder.left), roots)
+
     def save(self, path: str | Path) -> None:
         """Write it to a JSON file, from which any host builds: without weights, prompts or code. Raises Unsupported for what its
         classes and configs alone do not make."""
@@ -96,10 +104,8 @@ def record(owner: Any, *, name: str = "", computes: bool = False) -> Iterator[Re
     recorder, found = Recorder(owner, computes=computes), Record(name or _name(owner))
     with recorder.watching():
         yield found
-    found.modules = {path: module for path, module in recorder.modules.items() if path not in recorder.left}
-    found.calls, found.left = recorder.calls, recorder.left
-    inside = {path.partition(".")[0] for path in found.modules}
-    found.roots = {name: part for name, part in roots_of(owner).items() if name in inside}
+    done = Record.of(recorder, owner)
+    found.modules, found.calls, found.left, found.roots = done.modules, done.calls, done.left, done.roots
 
 
 def _name(owner: Any) -> str:

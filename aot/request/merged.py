@@ -1,0 +1,32 @@
+"""Merged: the Records of one pipeline from several processes, as one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+
+def merged(values: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of saved Records, one for each pipeline: the same name and models. Their calls together, counts added up."""
+    found: dict[str, dict[str, Any]] = {}
+    for value in values:
+        identity = _text([value[field] for field in ("name", "roots", "versions")])
+        there = found.setdefault(identity, {**value, "calls": [], "components": {}, "left": {}})
+        there["components"] |= value["components"]
+        there["left"] |= value["left"]
+        calls = {_identity(call): call for call in there["calls"]}
+        for call in value["calls"]:
+            known = calls.setdefault(_identity(call), {**call, "count": 0, "blocks": []})
+            known["count"] += call["count"]
+            known["blocks"] += [block for block in call["blocks"] if block not in known["blocks"]]
+        there["calls"] = list(calls.values())
+    return list(found.values())
+
+
+def _identity(call: dict[str, Any]) -> str:
+    return _text([call[field] for field in ("component", "signature", "dtype")])
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
