@@ -13,12 +13,14 @@ import typer
 from aot.choice import choice
 from aot.errors import BadInput, Unsupported
 from aot.machine.sku import CPU
+from aot.recipes.published import Published
+from aot.recipes.rows import FAMILIES
 from aot.request.origin import Origin
 from aot.request.recipe_file import RecipeFile
 from aot.request.request import DTYPES
 from aot.request.saved import Saved
 
-Source: TypeAlias = Origin | Saved | RecipeFile
+Source: TypeAlias = Origin | Saved | RecipeFile | Published
 
 _WHAT = "A recipe, for example pixart-alpha; a pipeline's folder or repository; a Record (.json); a recipe file (.py)."
 _CALL = "Arguments of a call of the pipeline, height=1024,width=832; may be repeated. Not for a recipe."
@@ -36,8 +38,8 @@ Dtype: TypeAlias = Annotated[str, typer.Option(help=_DTYPE)]
 
 
 def is_source(what: str) -> bool:
-    """Whether `what` names something else than a recipe, whose names have no slash and no suffix."""
-    return "/" in what or what.endswith((".json", ".py")) or Path(what).is_dir()
+    """Whether `what` names something else than a recipe of calls and shapes: those have no slash and no suffix."""
+    return what in FAMILIES or "/" in what or what.endswith((".json", ".py")) or Path(what).is_dir()
 
 
 def source_of(
@@ -45,7 +47,7 @@ def source_of(
 ) -> Source:
     """What `what` names. Raises BadInput or Unsupported naming the option: `recipes_own` are those that only recipes take."""
     for option, given in recipes_own.items():
-        if given:
+        if given and not (what in FAMILIES and option == "--variant"):
             raise Unsupported(
                 f"{option}: a recipe of ours has such; {what} is none.", remedy="say what is called with --call NAME=VALUE,…."
             )
@@ -58,8 +60,13 @@ def source_of(
         found = RecipeFile(what, name)
     else:
         _refuse({"--module": modules}, "only a Record needs it")
-        dtype = dtype or ("float32" if gpu == CPU else "bfloat16")
-        found = Origin(what, tuple(map(parse_call, calls)) or ({},), choice(dtype, known=DTYPES, field="--dtype"), revision)
+        dtype = choice(dtype or ("float32" if gpu == CPU else "bfloat16"), known=DTYPES, field="--dtype")
+        asked = tuple(map(parse_call, calls))
+        if what in FAMILIES:
+            _refuse({"--revision": revision}, "only a repository has it")
+            found = Published(what, recipes_own["--variant"] or "full", asked, dtype)
+        else:
+            found = Origin(what, asked or ({},), dtype, revision)
     found.check()
     return found
 

@@ -84,6 +84,7 @@ def _build(name: str, message: dict[str, Any], parent: Parent) -> None:
 
 
 def _record(message: dict[str, Any], name: str, parent: Parent) -> Record:
+    from aot.recipes.published import Published
     from aot.request.origin import Origin
     from aot.request.recipe_file import RecipeFile
     from aot.request.record import Record
@@ -98,6 +99,8 @@ def _record(message: dict[str, Any], name: str, parent: Parent) -> Record:
     with stage(lambda told: parent.tell("stage", **told.to_event()), "record the pipeline's calls"):
         if "recipe_file" in message:
             return RecipeFile(**message["recipe_file"]).record()
+        if "published" in message:
+            return Published.from_json(message["published"]).record(name)
         return Origin.from_json(message["origin"]).record(name)
 
 

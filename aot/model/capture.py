@@ -139,7 +139,7 @@ class FakeRun:
 
     def answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Zeros, returned and written as the call would."""
-        return give_back(self.returned, self.writes, [spec.zeros() for spec in self.specs], (args, kwargs))
+        return give_back(self.returned, self.writes, [spec.blank() for spec in self.specs], (args, kwargs))
 
 
 def fake_run(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeAlias
 
+import numpy
 import torch
 
 from aot.cache_store.canonical import encode
@@ -79,6 +80,14 @@ class TensorSpec:
             return tensor.as_strided(self.shape, self.stride)
         made = torch.empty_strided(self.shape, self.stride, dtype=tensor.dtype, device=tensor.device)
         return made.copy_(tensor)
+
+    def blank(self) -> torch.Tensor:
+        """As `zeros`, on a CPU of memory that nothing has touched yet: the system's own zeros, which cost nothing until written to."""
+        if self.device != "cpu":
+            return self.zeros()
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        flat = torch.from_numpy(numpy.zeros(self.span * dtype.itemsize, numpy.uint8)).view(dtype)
+        return flat.as_strided(self.shape, self.stride)
 
     def zeros(self) -> torch.Tensor:
         """A tensor of this spec; an expanded one (stride 0) too."""

@@ -6,6 +6,7 @@ from copy import deepcopy
 from typing import TypeVar
 
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes  # a private name, checked on torch 2.14.1
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -17,4 +18,5 @@ def twin(module: M) -> M:
     them, wrongly and without an error. What a cache of functions keeps, it keeps under the twin.
     """
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return deepcopy(module, shared)
+    with _disable_current_modes():  # a copy of what has data has data, whatever is being traced around
+        return deepcopy(module, shared)

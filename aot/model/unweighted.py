@@ -102,12 +102,13 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def _as_loaded(module: nn.Module, dtype: torch.dtype, in_float32: frozenset[str]) -> None:
     """Give everything that a state dict holds the dtype that loading it would, and parameters memory."""
     for path, child in module.named_modules():
-        stored = {
-            name: weight for name, weight in (child._parameters | child._buffers).items() if name not in child._non_persistent_buffers_set
-        }
-        for name, weight in stored.items():
+        kept = in_float32.intersection(path.split("."))
+        for name, weight in child._parameters.items():
             if weight is not None and weight.is_floating_point():
-                weight.data = weight.data.to(torch.float32 if in_float32.intersection([*path.split("."), name]) else dtype)
+                weight.data = weight.data.to(torch.float32 if kept or name in in_float32 else dtype)
+        for name, buffer in child._buffers.items():
+            if buffer is not None and buffer.is_floating_point() and name not in child._non_persistent_buffers_set:
+                child._buffers[name] = buffer.to(torch.float32 if kept or name in in_float32 else dtype)
     fill(module, CPU, _untouched)
 
 

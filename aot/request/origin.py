@@ -73,7 +73,7 @@ class Origin:
         pipeline = self.pipeline()
         with record(pipeline, name=name or self.own_name) as found, torch.no_grad():
             for call in self.calls:
-                self._call(pipeline, call)
+                call_pipeline(pipeline, call, self.dtype)
         return found
 
     def pipeline(self) -> Any:
@@ -115,21 +115,23 @@ class Origin:
             raise BadInput(f"{self.source} holds no {INDEX}: it is no pipeline.", remedy="name a repository of a diffusers pipeline.")
         return Path(found)
 
-    def _call(self, pipeline: Any, call: Mapping[str, Any]) -> None:
-        known = inspect.signature(pipeline.__call__).parameters
-        for name in call:
-            choice(name, known=known, field=f"--call of {type(pipeline).__name__}")
-        defaults = {"num_inference_steps": STEPS} | ({} if "prompt_embeds" in call else {"prompt": PROMPT})
-        given = {name: value for name, value in defaults.items() if name in known}
-        given |= {name: _value(name, value, self.dtype) for name, value in call.items()}
-        try:
-            pipeline(**given)
-        except (TypeError, ValueError, AttributeError) as error:
-            said = ", ".join(f"{name}={value}" for name, value in call.items()) or "its defaults"
-            raise BadInput(
-                f"{type(pipeline).__name__} cannot be called with {said}: {error}",
-                remedy="give what it needs with --call NAME=VALUE,…; an image as image=HEIGHTxWIDTH.",
-            ) from error
+
+def call_pipeline(pipeline: Any, call: Mapping[str, Any], dtype: str) -> None:
+    """Call it as `call` says, its values as `--call` writes them. Raises BadInput for what it does not take."""
+    known = inspect.signature(pipeline.__call__).parameters
+    for name in call:
+        choice(name, known=known, field=f"--call of {type(pipeline).__name__}")
+    defaults = {"num_inference_steps": STEPS} | ({} if "prompt_embeds" in call else {"prompt": PROMPT})
+    given = {name: value for name, value in defaults.items() if name in known}
+    given |= {name: _value(name, value, dtype) for name, value in call.items()}
+    try:
+        pipeline(**given)
+    except (TypeError, ValueError, AttributeError) as error:
+        said = ", ".join(f"{name}={value}" for name, value in call.items()) or "its defaults"
+        raise BadInput(
+            f"{type(pipeline).__name__} cannot be called with {said}: {error}",
+            remedy="give what it needs with --call NAME=VALUE,…; an image as image=HEIGHTxWIDTH.",
+        ) from error
 
 
 def _index(path: Path) -> dict[str, Any]:
@@ -166,9 +168,15 @@ def _modules(folder: Path, index: dict[str, Any], dtype: Any) -> dict[str, Any]:
 
 def _value(name: str, value: Any, dtype: str) -> Any:
     """An argument as the pipeline takes it."""
+    if isinstance(value, list):
+        return [_value(name, item, dtype) for item in value]
     if not (isinstance(value, str) and _SIZE.fullmatch(value)):
         return value
     sizes = [int(size) for size in value.split("x")]
+    if "mask" in name and ("embeds" in name or "attention" in name):
+        import torch
+
+        return torch.ones(sizes, dtype=torch.int64)
     if "embeds" in name or "latents" in name:
         import torch
 
