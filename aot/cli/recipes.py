@@ -7,6 +7,7 @@ from typing import Any
 from aot.cli.request import Json
 from aot.cli.text import print_json, print_records
 from aot.recipes import RECIPES
+from aot.recipes.rows import FAMILIES, Family
 from aot.request.compilation import SCOPES
 from aot.request.mode import COMBINATIONS, WORDS
 from aot.request.recipe import Recipe
@@ -16,7 +17,7 @@ def recipes(json: Json = False) -> None:
     """List the recipes: components, divisors, scopes, modes, whether fuse_qkv applies, and the rows of each."""
     rows = list(map(_row, RECIPES.values()))
     if json:
-        print_json(rows)
+        print_json([*rows, *map(_published, FAMILIES.values())])
         return
     print_records(
         ("recipe", "about", "components", "divisor", "dynamic graphs", "scopes", "modes", "fuse_qkv", "variants", "--shapes seed"),
@@ -36,6 +37,15 @@ def recipes(json: Json = False) -> None:
             for row in rows
         ],
     )
+    print_records(
+        ("recipe", "about", "pipeline", "variants"),
+        [(family.name, family.about, family.pipeline, " ".join(family.rows)) for family in FAMILIES.values()],
+    )
+
+
+def _published(family: Family) -> dict[str, Any]:
+    variants = [{"variant": name, "call": dict(row.call), "parts": list(row.parts)} for name, row in family.rows.items()]
+    return {"recipe": family.name, "about": family.about, "pipeline": family.pipeline, "variants": variants}
 
 
 def _row(recipe: Recipe) -> dict[str, Any]:
