@@ -21,6 +21,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
 from aot.machine.sku import Sku
+from aot.model.hollow import replace_weights
 from aot.model.signature import TensorSpec, fill, flatten
 
 DEVICE = "cuda:0"
@@ -200,15 +201,8 @@ def fake_device(mode: FakeTensorMode) -> Iterator[None]:
 
 
 def to_fake(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace the weights of `module` by fakes of the same metadata on the simulated device."""
-
-    for child in module.modules():
-        for name, weight in child._parameters.items():
-            if weight is not None:
-                child._parameters[name] = nn.Parameter(_fake(weight, mode), requires_grad=weight.requires_grad)
-        for name, buffer in child._buffers.items():
-            if buffer is not None:
-                child._buffers[name] = _fake(buffer, mode)
+    """Replace the weights of `module` by fakes of the same metadata on the simulated device; what is tied stays tied."""
+    replace_weights(module, partial(_fake, mode=mode), partial(_fake, mode=mode))
 
 
 def schedule_on_cpu(scheduler: Any, mode: FakeTensorMode) -> Any:

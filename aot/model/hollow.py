@@ -19,21 +19,23 @@ _Replaced: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 def hollow(module: nn.Module) -> nn.Module:
     """A copy of `module` whose parameters have no memory; what is tied stays tied, and buffers and plain tensors keep their numbers."""
     found = twin(module)
-    _replace(found, _empty, lambda buffer: buffer.detach().cpu().clone(memory_format=torch.preserve_format))
+    replace_weights(found, _empty, lambda buffer: buffer.detach().cpu().clone(memory_format=torch.preserve_format))
     return found
 
 
 def fill(module: nn.Module, device: str, made: Callable[[TensorSpec, int], torch.Tensor]) -> None:
     """Give every parameter of a hollow module memory on `device`, in place: what is `made` of its spec and its place among them."""
     places = count()
-    _replace(module, lambda weight: made(replace(TensorSpec.of(weight), device=device), next(places)), lambda buffer: buffer.to(device))
+    replace_weights(
+        module, lambda weight: made(replace(TensorSpec.of(weight), device=device), next(places)), lambda buffer: buffer.to(device)
+    )
 
 
 def _empty(weight: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(weight.shape, weight.stride(), dtype=weight.dtype, device="meta")
 
 
-def _replace(module: nn.Module, of_parameter: _Replaced, of_buffer: _Replaced) -> None:
+def replace_weights(module: nn.Module, of_parameter: _Replaced, of_buffer: _Replaced) -> None:
     """Put others in the place of all weights; one that stands in several places is replaced by one."""
     replaced: dict[int, nn.Parameter] = {}
     for child in module.modules():

@@ -77,3 +77,17 @@ def test_a_component_whose_later_call_has_no_identity_is_left_out_whole() -> Non
         with suppress(TypeError):
             pipe.components["prior"](x=object())
     assert (found.modules, found.calls, list(found.left)) == ({}, [], ["prior"])
+
+
+def test_a_weight_in_two_places_is_one_on_a_simulated_gpu_too() -> None:
+    """As T5 ties its embeddings: two fakes in its place would be another fingerprint than the live model's."""
+    from aot.machine.simulated import new_mode, simulated, to_fake
+    from aot.machine.sku import find_sku
+
+    module = nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 4, bias=False))
+    module[1].weight = module[0].weight
+    plain = Fingerprint.of(module)
+    with simulated(find_sku("h200")):
+        to_fake(module, new_mode())
+    assert module[1].weight is module[0].weight
+    assert Fingerprint.of(module, fakes=True).essence == plain.essence

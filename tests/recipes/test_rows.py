@@ -10,8 +10,13 @@ from aot.recipes.rows import FAMILIES
 
 # parameters of the denoisers at published size, in billions, as their makers tell them
 BILLIONS = {
-    **{"flux.1-dev": 11.9, "flux.2-dev": 32.2, "qwen-image": 20.4, "z-image-turbo": 6.2},
-    **{"wan2.2-t2v-a14b": 14.3, "ltx-video": 1.9, "sd3.5-large": 8.1},
+    "flux.1-dev": 11.9,
+    "flux.2-dev": 32.2,
+    "qwen-image": 20.4,
+    "z-image-turbo": 6.2,
+    "wan2.2-t2v-a14b": 14.3,
+    "ltx-video": 1.9,
+    "sd3.5-large": 8.1,
 }
 
 
