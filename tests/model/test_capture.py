@@ -57,10 +57,10 @@ def test_capturing_twice_gives_the_same_key() -> None:
         ({"cache_layer": False}, {"layers"}),
         (
             {"dtype": "bfloat16"},
-            {f"component/{path}/{part}" for path in ("transformer", "vae.decoder") for part in ("dtype", "fingerprint")}
+            {f"component/{path}/{part}" for path in ("transformer", "vae.decoder") for part in ("dtype", "fingerprint", "state")}
             | {"signatures/transformer", "signatures/vae.decoder"},
         ),
-        ({"fuse_qkv": True}, {"component/transformer/fingerprint"}),
+        ({"fuse_qkv": True}, {"component/transformer/fingerprint", "component/transformer/state"}),
     ],
 )
 def test_what_is_asked_moves_exactly_its_own_parts(changes: dict[str, object], parts: set[str]) -> None:
