@@ -74,22 +74,18 @@ class Recorder:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Within, calls are written down. Calls of other pipelines pass through."""
-        original = nn.Module.__call__
-
-        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            path = self._paths.get(id(module))
-            if path is None or self._here.inside or not module._modules:
-                return original(module, *args, **kwargs)
-            return self._outermost(path, module, args, kwargs, lambda: original(module, *args, **kwargs))
-
-        nn.Module.__call__ = call  # type: ignore[method-assign]
+        """Within, calls are written down. Calls of other pipelines pass through; others may be watched meanwhile, in other threads."""
+        _watch(self)
         try:
             yield
         finally:
-            nn.Module.__call__ = original  # type: ignore[method-assign]
+            _leave(self)
 
-    def _outermost(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]) -> Any:
+    def path_of(self, module: nn.Module) -> str | None:
+        """Where the module is, if a call of it now would be an outermost one."""
+        return self._paths.get(id(module)) if module._modules and not self._here.inside else None
+
+    def outermost(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]) -> Any:
         if path in self.left:
             return self._through(run)
         try:
@@ -155,6 +151,35 @@ class _Here(threading.local):
 
     inside = False
     glue: tuple[str, list[BlockCall]] | None = None
+
+
+_watching: list[Recorder] = []
+_changing = threading.Lock()
+_original = nn.Module.__call__
+
+
+def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """In the place of every module's call, for as long as anybody watches."""
+    for recorder in reversed(_watching):
+        if (path := recorder.path_of(module)) is not None:
+            return recorder.outermost(path, module, args, kwargs, lambda: _original(module, *args, **kwargs))
+    return _original(module, *args, **kwargs)
+
+
+def _watch(recorder: Recorder) -> None:
+    global _original  # noqa: PLW0603 - whatever stands there when the first begins
+    with _changing:
+        if not _watching:
+            _original = nn.Module.__call__
+            nn.Module.__call__ = _call  # type: ignore[method-assign]
+        _watching.append(recorder)
+
+
+def _leave(recorder: Recorder) -> None:
+    with _changing:
+        _watching.remove(recorder)
+        if not _watching:
+            nn.Module.__call__ = _original  # type: ignore[method-assign]
 
 
 def submodules(owner: Any) -> Iterator[tuple[str, nn.Module]]:

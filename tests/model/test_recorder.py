@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from copy import deepcopy
 from typing import Any
 
@@ -161,3 +162,28 @@ def test_other_threads_and_other_pipelines_pass_through() -> None:
         assert torch.equal(theirs(x), deepcopy(theirs)(x))
         assert torch.equal(ours(x), torch.zeros(1, 2))
     assert [call.component for call in recorder.calls] == ["module"]
+
+
+def test_two_pipelines_are_watched_at_once_in_two_threads_and_nothing_is_left_behind() -> None:
+    """One leaves while the other is still watched: a patch put back out of order would stay, and watch for ever."""
+    plain, began, gone = nn.Module.__call__, threading.Event(), threading.Event()
+    first, second = (nn.Sequential(nn.Sequential(nn.Linear(4, 4))) for _ in range(2))
+    found = [Recorder(module, computes=True) for module in (first, second)]
+
+    def outlive() -> None:
+        with found[1].watching():
+            began.set()
+            gone.wait()
+            second(torch.ones(1, 4))
+
+    thread = threading.Thread(target=outlive)
+    with found[0].watching():
+        thread.start()
+        began.wait()
+        first(torch.ones(1, 4))
+    gone.set()
+    thread.join()
+    assert nn.Module.__call__ is plain
+    first(torch.ones(2, 4))
+    second(torch.ones(2, 4))
+    assert [[call.count for call in recorder.calls] for recorder in found] == [[1], [1]]
