@@ -4,8 +4,10 @@ Imports `aot.request`, and diffusers inside functions.
 """
 
 from aot.choice import choice
+from aot.errors import Unsupported
 from aot.recipes.latte import LATTE
 from aot.recipes.pixart import PIXART_ALPHA
+from aot.recipes.rows import FAMILIES
 from aot.recipes.sd3 import SD3
 from aot.recipes.sd21 import SD21
 from aot.recipes.sdxl import SDXL, SDXL_IP_ADAPTER
@@ -15,5 +17,7 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (PIXART_ALPHA, L
 
 
 def find(name: str) -> Recipe:
-    """Raises BadInput naming the nearest recipe."""
-    return RECIPES[choice(name, known=RECIPES, field="recipe")]
+    """Raises BadInput naming the nearest recipe, Unsupported for one that is data alone."""
+    if choice(name, known=[*RECIPES, *FAMILIES], field="recipe") in FAMILIES:
+        raise Unsupported(f"{name} is made without weights and prompts: it can be built, and not run here.", remedy="`aot build` it.")
+    return RECIPES[name]

@@ -15,37 +15,50 @@ from aot.request.recipe import Recipe
 
 def recipes(json: Json = False) -> None:
     """List the recipes: components, divisors, scopes, modes, whether fuse_qkv applies, and the rows of each."""
-    rows = list(map(_row, RECIPES.values()))
+    rows, published = list(map(_row, RECIPES.values())), list(map(_published, FAMILIES.values()))
     if json:
-        print_json([*rows, *map(_published, FAMILIES.values())])
+        print_json([*rows, *published])
         return
-    print_records(
-        ("recipe", "about", "components", "divisor", "dynamic graphs", "scopes", "modes", "fuse_qkv", "variants", "--shapes seed"),
-        [
-            (
-                row["recipe"],
-                row["about"],
-                " ".join(item["path"] + ("?" if item["optional"] else "") for item in row["components"]),
-                str(row["divisor"]),
-                "; ".join(f"{item['path']}: multiples of {', '.join(item['buckets'])}" for item in row["components"] if item["varies"]),
-                " ".join(row["scopes"]),
-                " ".join(row["modes"]),
-                "yes" if row["fuse_qkv"] else "no",
-                " ".join(f"{variant['variant']}({_size(variant)})" for variant in row["variants"]),
-                " ".join(row["seed_shapes"]),
-            )
-            for row in rows
-        ],
-    )
-    print_records(
-        ("recipe", "about", "pipeline", "variants"),
-        [(family.name, family.about, family.pipeline, " ".join(family.rows)) for family in FAMILIES.values()],
+    print_records(_COLUMNS, [*map(_words, rows), *map(_words_of, published)])
+
+
+_MODES = [*COMBINATIONS, *(f"{name}({word.device})" if word.device else name for name, word in WORDS.items())]
+_COLUMNS = ("recipe", "about", "components", "divisor", "dynamic graphs", "scopes", "modes", "fuse_qkv", "variants", "--shapes seed")
+
+
+def _words(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["recipe"],
+        row["about"],
+        " ".join(item["path"] + ("?" if item["optional"] else "") for item in row["components"]),
+        str(row["divisor"]),
+        "; ".join(f"{item['path']}: multiples of {', '.join(item['buckets'])}" for item in row["components"] if item["varies"]),
+        " ".join(row["scopes"]),
+        " ".join(row["modes"]),
+        "yes" if row["fuse_qkv"] else "no",
+        " ".join(f"{variant['variant']}({_size(variant)})" for variant in row["variants"]),
+        " ".join(row["seed_shapes"]),
     )
 
 
 def _published(family: Family) -> dict[str, Any]:
+    """A row of data: what it calls is found by watching it."""
     variants = [{"variant": name, "call": dict(row.call), "parts": list(row.parts)} for name, row in family.rows.items()]
-    return {"recipe": family.name, "about": family.about, "pipeline": family.pipeline, "variants": variants}
+    return {
+        "recipe": family.name,
+        "about": family.about,
+        "pipeline": family.pipeline,
+        "scopes": list(SCOPES),
+        "modes": _MODES,
+        "fuse_qkv": False,
+        "variants": variants,
+    }
+
+
+def _words_of(row: dict[str, Any]) -> tuple[str, ...]:
+    sizes = " ".join(f"{variant['variant']}({variant['call']['height']}x{variant['call']['width']})" for variant in row["variants"])
+    found = "all that it calls", "", "sizes that are recorded, and between (--dynamic)"
+    return row["recipe"], row["about"], *found, " ".join(row["scopes"]), " ".join(row["modes"]), "no", sizes, ""
 
 
 def _row(recipe: Recipe) -> dict[str, Any]:
@@ -64,7 +77,7 @@ def _row(recipe: Recipe) -> dict[str, Any]:
         ],
         "divisor": recipe.divisor,
         "scopes": list(SCOPES),
-        "modes": [*COMBINATIONS, *(f"{name}({word.device})" if word.device else name for name, word in WORDS.items())],
+        "modes": _MODES,
         "fuse_qkv": recipe.fuse_qkv,
         "variants": [
             {"variant": name, "about": row.about, "shape": str(row.shape), "steps": row.steps, "frames": row.frames}

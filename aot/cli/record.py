@@ -18,9 +18,9 @@ def record(
     output: Annotated[Path, typer.Option("-o", "--output", help="The Record's file; of several pipelines, the beginning of each name.")],
     json: Json = False,
 ) -> None:
-    """Run a program unchanged, and write down what its diffusers pipelines call: a file that `aot build` builds from, on any host.
+    """Run a program unchanged, and write down what its pipelines call: a file that `aot build` builds from.
 
-    It runs with its own weights, on its own GPU. No weight, prompt or picture is in the file.
+    It runs with its own weights, on its own GPU; the file is of use on any host. No weight, prompt or picture is in the file.
     """
     from aot.verbs.record import record_program
 

@@ -15,6 +15,7 @@ from aot.cli.app import VERBS
 from aot.machine.device import gpus_here
 from aot.machine.sku import SKUS
 from aot.machine.target import Target
+from aot.recipes.rows import FAMILIES
 from aot.request.mode import COMBINATIONS, WORDS, Mode
 
 
@@ -58,6 +59,22 @@ def test_every_verb_is_listed_by_the_first_line_of_its_own_help() -> None:
         ((*BUILD, "--guidance", "maybe"), 2, "on, off, both"),
         ((*BUILD, "--dynamic", "--shape", "4096x4096"), 2, "64 to 2048"),
         (("build", "latte", "--gpu", "cpu", "--frames", "8"), 2, "16 frames"),
+        (("build", "flux.1-dav", "--gpu", "cpu"), 2, "Did you mean 'flux.1-dev'?"),
+        (("build", "flux.1-dev", "--gpu", "cpu", "--variant", "large"), 2, "full, small, tiny"),
+        (("build", "flux.1-dev", "--gpu", "cpu", "--shape", "64x64"), 2, "--call NAME=VALUE"),
+        (("build", "flux.1-dev", "--gpu", "cpu", "--call", "height"), 2, "NAME=VALUE"),
+        (("build", "flux.1-dev", "--gpu", "cpu", "--revision", "main"), 2, "only a repository has it"),
+        (("build", "flux.1-dev", "--gpu", "cpu", "--scope", "half"), 2, "whole, regional"),
+        (("bench", "flux.1-dev", "--gpu", "cpu"), 2, "it can be built"),
+        ((*BUILD, "--call", "height=64"), 2, "a recipe has its own"),
+        (("build", "nowhere.json", "--gpu", "cpu"), 2, "there is no file"),
+        (("build", "nowhere.json", "--gpu", "cpu", "--call", "a=1"), 2, "a Record has its own"),
+        (("build", "nowhere.py", "--gpu", "cpu"), 2, "there is no file"),
+        (("build", ".", "--gpu", "cpu"), 2, "model_index.json"),
+        (("build", "org/repo", "--gpu", "cpu", "--weights", "org/repo"), 2, "a recipe of ours has such"),
+        (("build", "org/repo", "--gpu", "cpu", "--dtype", "float8"), 2, "bfloat16"),
+        (("record", "-o", "/nonexistent/record.json", "--", "true"), 2, "there is no folder"),
+        (("record", "-o", "record.json", "--", "/nonexistent/program"), 2, "cannot be started"),
         (("build", "latte", "--gpu", "cpu", "--fuse-qkv"), 2, "--fuse-qkv"),
         (("build", "sdxl", "--gpu", "cpu", "--shape", "1020x1024"), 2, "multiple of 8"),
         (("bench", "pixart-alpha", "--gpu", "cpu", "--ways", "lukewarm"), 2, "jit-warm"),
@@ -154,12 +171,12 @@ def test_fsck_tells_of_a_damaged_manifest_and_ls_when_it_has_to_read_it(store: L
 
 def test_recipes_tells_of_each_its_components_divisors_scopes_modes_and_fusing(tmp_path: Path) -> None:
     found = {row["recipe"]: row for row in json.loads(run("recipes", "--json", home=tmp_path).stdout)}
-    assert list(found) == ["pixart-alpha", "latte", "sd21", "sdxl", "sdxl-ip-adapter", "sd3"]
+    assert list(found) == ["pixart-alpha", "latte", "sd21", "sdxl", "sdxl-ip-adapter", "sd3", *FAMILIES]
     assert found["sdxl"]["components"][0] == {
         "path": "unet", "optional": False, "blocks": ["BasicTransformerBlock"], "buckets": ["32", "8 unless 32"], "varies": True,
     }  # fmt: skip
     assert "544x408" in found["sdxl"]["seed_shapes"]
-    assert [name for name, row in found.items() if not row["fuse_qkv"]] == ["latte"]
+    assert [name for name, row in found.items() if not row["fuse_qkv"]] == ["latte", *FAMILIES]
     assert all(row["scopes"] == ["whole", "regional"] and "O3" in row["modes"] for row in found.values())
     assert [variant["frames"] for variant in found["latte"]["variants"]] == [16, 16, 4]
     lines = run("recipes", home=tmp_path).stdout.splitlines()
@@ -191,3 +208,13 @@ def test_modes_tells_of_each_word_what_it_sets_and_costs(tmp_path: Path) -> None
     assert found["O3"]["inductor"] == Mode.parse("O3").inductor
     assert all(row["does"] and row["costs"] for row in found.values())
     assert len(run("modes", home=tmp_path).stdout.splitlines()) == len(found) + 1
+
+
+def test_a_row_is_planned_and_nothing_is_stored(tmp_path: Path) -> None:
+    done = run("build", "flux.1-dev", "--variant", "tiny", "--gpu", "cpu", "--plan", "--json", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [graph["graph"].split()[0] for graph in found["graphs"]] == ["transformer", "transformer", "transformer", "vae.decoder"]
+    assert found["present"] is None
+    assert found["key"]["recipe"] == "flux.1-dev"
+    assert not list(tmp_path.rglob("*.json"))
