@@ -19,7 +19,7 @@ from tests.pixart import make_pipe
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(?:^<!-- (?P<marker>[^\n]*?) -->\n)?^```(?P<language>bash|python)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-NOT_HERE = ("needs the network", "needs a GPU")
+NOT_HERE = ("needs the network", "needs a GPU", "needs your own files")
 
 
 @dataclass(frozen=True, slots=True)
