@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
 from unittest import mock
@@ -116,9 +117,9 @@ class _Compiled:
 def _compile(plan: Plan, request: Compilation, device: Device, directory: Path, parent: Parent, measured: Measured) -> Book:
     """Compile every unit; then, by themselves, the calls that a graph along axes was found not to serve."""
     entries, kinds, frozen = list[GraphEntry](), dict[Digest, Kind](), request.options.mode.freezing
-    units, apart = plan.units, dict[str, str]()
+    units, apart, numbers = plan.units, dict[str, str](), count()
     while units:
-        files = [f"{unit.component}-{len(entries) + number}.so" for number, unit in enumerate(units)]
+        files = [f"{unit.component}-{next(numbers)}.so" for unit in units]
         left = list[Unit]()
         rounds = _compile_round(plan, units, files, request, device, directory, parent)
         trusted = [_trusted(unit, one, compared=not device.simulated) for unit, one in zip(units, rounds, strict=True)]
@@ -126,6 +127,7 @@ def _compile(plan: Plan, request: Compilation, device: Device, directory: Path, 
             left += _left(unit, one)
             if one.traced is None:
                 apart[str(unit)] = one.reason
+                (directory / file).unlink(missing_ok=True)
                 continue
             code = kinds[unit.kind].code | one.traced.code if unit.kind in kinds else one.traced.code
             of, traced, where = plan.kinds[unit.kind], one.traced, (unit.component, unit.paths, unit.kind, file)
@@ -169,11 +171,14 @@ def _trusted(unit: Unit, one: _Compiled, *, compared: bool) -> _Compiled:
     if one.traced is None or not one.traced.suspected or not isinstance(unit.dynamic, Axes) or not isinstance(one.traced.served, Promise):
         return one
     served, kept = one.traced.served, one.traced.suspected
-    if compared:
-        calls = [served.values(found) for found in (*unit.dynamic.signatures, *served.ends()) if served.refuses(found) is None]
-        kept = tuple(condition for condition in kept if all(holds(condition, values or {}) for values in calls))
-    served = replace(served, conditions=(*served.conditions, *kept))
-    served.check()
+    try:
+        if compared:
+            calls = [served.values(found) for found in (*unit.dynamic.signatures, *served.ends()) if served.refuses(found) is None]
+            kept = tuple(condition for condition in kept if all(holds(condition, values or {}) for values in calls))
+        served = replace(served, conditions=(*served.conditions, *kept))
+        served.check()
+    except Unsupported as error:  # a condition that nobody could look at later
+        return _Compiled(None, seconds=one.seconds, reason=error.message)
     return replace(one, traced=replace(one.traced, served=served))
 
 
