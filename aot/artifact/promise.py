@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Self, TypeAlias
@@ -71,14 +72,17 @@ class Promise:
         values = self.values(signature)
         if values is None:
             return forms_differ(self.form, signature.form) or "its tensors have other ranks"
-        built = self.at(values)
-        if reason := built.differs(signature.seen_by(built)):
-            return reason
         for name, least, most in self.ranges:
             if not least <= values[name] <= most:
                 where, axis = self._places[name]
                 argument = dict(enumerate(name for name, _ in signature.named()))[where]
                 return f"{argument}.shape[{axis}] is {values[name]}, built for {least} to {most}"
+        try:
+            built = self.at(values)
+        except ZeroDivisionError:
+            return "its sizes divide by nothing"
+        if reason := built.differs(signature.seen_by(built)):
+            return reason
         if broken := next((condition for condition in self.conditions if not holds(condition, values)), None):
             return (
                 f"its sizes ({', '.join(f'{name}={value}' for name, value in values.items())}) break {broken}, under which it was compiled"
@@ -111,9 +115,10 @@ class Promise:
         names = [name for name, _, _ in self.ranges]
         corners = list(product(*((least, most) for _, least, most in self.ranges)))
         for values in dict.fromkeys([corners[0], corners[-1], *corners[1 : _ENDS - 1]]):
-            signature = self.at(dict(zip(names, values, strict=True)))
-            if self.refuses(signature) is None:
-                yield signature
+            with suppress(ZeroDivisionError):
+                signature = self.at(dict(zip(names, values, strict=True)))
+                if self.refuses(signature) is None:
+                    yield signature
 
     def check(self) -> None:
         """Raises Unsupported where it could not be checked at a call: a symbol that is no size by itself, a formula of another kind."""

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
 
 from aot.artifact.book import Book
 from aot.artifact.certificate import check, compare, tolerance
@@ -15,12 +14,12 @@ from aot.artifact.golden import eager, noise
 from aot.artifact.ledger import Ledger
 from aot.artifact.promise import Promise
 from aot.artifact.runner import Graph
-from aot.building.plan import Plan, Unit
+from aot.building.plan import KindFound, Plan, Unit
 from aot.errors import BuildFailed
 from aot.machine.device import wait_for_device
 from aot.model.capture import Call, in_dtype
 from aot.model.fingerprint import Fingerprint
-from aot.model.signature import Signature
+from aot.model.signature import Signature, TensorSpec
 from aot.model.weights import LiveWeights
 from aot.model.writes import Results
 from aot.request.mode import Mode
@@ -63,7 +62,7 @@ def check_graphs(
             allowed = max(allowed, _TIMES_EAGER * _own_error(plan, call, wanted))
         check(comparison, what=str(call), allowed=allowed)
         compared.append({"call": str(call), "tolerance_relative_l2": allowed, **comparison.to_json()})
-    compared += _check_ends(plan, graphs, mode)
+    compared += _check_ends(plan, book, graphs, mode)
     return {"tolerance_relative_l2": max(each["tolerance_relative_l2"] for each in compared), "calls": compared}, book
 
 
@@ -78,7 +77,7 @@ def _settled(plan: Plan, book: Book) -> Book:
     return replace(book, kinds=kinds)
 
 
-def _check_ends(plan: Plan, graphs: list[Graph], mode: Mode) -> list[dict[str, Any]]:
+def _check_ends(plan: Plan, book: Book, graphs: list[Graph], mode: Mode) -> list[dict[str, Any]]:
     """Compare graphs along axes with eager at the ends of their ranges, which no call may have had. Raises OutsideTolerance, and
     BuildFailed where eager itself cannot be called there."""
     compared: list[dict[str, Any]] = []
@@ -88,21 +87,22 @@ def _check_ends(plan: Plan, graphs: list[Graph], mode: Mode) -> list[dict[str, A
         if not isinstance(entry.dynamic, Promise):
             continue
         unit = units[entry.component, entry.kind, entry.signature]
-        compared += [_at(graph, plan.kinds[entry.kind].module, signature, unit, mode) for signature in entry.dynamic.ends()]
+        compared += [_at(graph, plan.kinds[entry.kind], book, signature, unit, mode) for signature in entry.dynamic.ends()]
     return compared
 
 
-def _at(graph: Graph, module: nn.Module, signature: Signature, unit: Unit, mode: Mode) -> dict[str, Any]:
+def _at(graph: Graph, kind: KindFound, book: Book, signature: Signature, unit: Unit, mode: Mode) -> dict[str, Any]:
     """Compare one graph with eager at one signature, on noise."""
-    what, entry = f"{unit.component} at {signature}", replace(graph.entry, signature=signature)
+    what, entry, module = f"{unit.component} at {signature}", replace(graph.entry, signature=signature), kind.module
+    weights = book.kinds[entry.kind].weights
     tensors = [noise(spec, number, weight=False) for number, spec in enumerate(signature.specs)]
-    names = LiveWeights(module).names
+    names = [name for name, _ in weights]
 
     def answer(dtype: torch.dtype) -> list[torch.Tensor]:
         """Eager's, with everything that is of floats in that dtype."""
         given = [tensor.to(dtype) if tensor.dtype == unit.dtype else tensor.clone() for tensor in tensors]
         with in_dtype(module, dtype), torch.inference_mode():
-            return eager(module, names, entry, [*(LiveWeights(module).tensors() or []), *given])
+            return eager(module, names, entry, [*(LiveWeights(module, names).tensors() or []), *given])
 
     try:
         expected = answer(unit.dtype)
@@ -112,7 +112,7 @@ def _at(graph: Graph, module: nn.Module, signature: Signature, unit: Unit, mode:
             remedy="record calls that go together, or build without axes: a graph for each.",
         ) from error
     with in_dtype(module, unit.dtype), torch.inference_mode():
-        inputs = tensors if entry.frozen else [*(LiveWeights(module).tensors() or []), *tensors]
+        inputs = [*(LiveWeights(module, names).tensors() or []), *tensors]  # none of a graph that has them inside
         comparison, allowed = compare(graph.run_flat(inputs), expected), tolerance(mode, str(unit.dtype).removeprefix("torch."))
     if comparison.relative_l2 > allowed and unit.dtype == torch.float32:
         allowed = max(allowed, _TIMES_EAGER * compare(expected, answer(torch.float64)).relative_l2)
@@ -130,14 +130,22 @@ def _own_error(plan: Plan, call: Call, expected: Any) -> float:
     return compare(expected, exact).relative_l2
 
 
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that lies alike in memory; an expanded one itself, which nothing can write to."""
+    if TensorSpec.of(tensor).overlaps:
+        return tensor
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
 def timed(plan: Plan, call: Call) -> tuple[Any, float]:
     """What a call returns and leaves in its arguments, and the seconds it took."""
-    args, kwargs = call.signature.call(call.tensors)
+    given = list(map(_copied, call.tensors))  # a call may write to its own
+    args, kwargs = call.signature.call(given)
     module = plan.modules[call.component]
     with in_dtype(module, call.dtype):
         started = time.perf_counter()
         returned = module(*args, **kwargs)
         wait_for_device()
         seconds = round(time.perf_counter() - started, 4)
-    results = Results.of(returned, (args, kwargs), call.signature.form, call.tensors)
+    results = Results.of(returned, (args, kwargs), call.signature.form, given)
     return (results.returned, results.writes, results.tensors), seconds

@@ -177,8 +177,8 @@ def _trusted(unit: Unit, one: _Compiled, *, compared: bool) -> _Compiled:
             kept = tuple(condition for condition in kept if all(holds(condition, values or {}) for values in calls))
         served = replace(served, conditions=(*served.conditions, *kept))
         served.check()
-    except Unsupported as error:  # a condition that nobody could look at later
-        return _Compiled(None, seconds=one.seconds, reason=error.message)
+    except (Unsupported, KeyError) as error:  # a condition that nobody could look at later
+        return _Compiled(None, seconds=one.seconds, reason=f"a condition cannot be checked at a call: {error}")
     return replace(one, traced=replace(one.traced, served=served))
 
 

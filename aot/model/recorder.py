@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import (  # checked on torch 2.11.0, 2.13.0 a
 
 from aot.errors import Unsupported
 from aot.model.capture import BlockCall, FakeRun, dtype_of, fake_run, modules_of
-from aot.model.signature import Convention, Signature
+from aot.model.signature import Convention, Signature, dtype_named
 
 _READS_DATA = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
@@ -44,7 +44,7 @@ class RecordedCall:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
         blocks = tuple(BlockCall(path, Signature.from_json(signature)) for path, signature in value["blocks"])
-        dtype = getattr(torch, value["dtype"])
+        dtype = dtype_named(value["dtype"])
         return cls(value["component"], Signature.from_json(value["signature"]), dtype, value["count"], blocks)
 
 
@@ -64,8 +64,12 @@ class Recorder:
         self._runs: dict[tuple[str, Signature, torch.dtype], FakeRun] = {}
         self._glue: set[str] = set()
         self._computes = computes
-        self._paths = {id(module): path for path, module in reversed(list(submodules(owner)))}  # the first path of each
         self._here = _Here()
+        self.look(owner)
+
+    def look(self, owner: Any) -> None:
+        """Look again at what the pipeline is made of: parts are replaced, and adapters come."""
+        self._paths = {id(module): path for path, module in reversed(list(submodules(owner)))}  # the first path of each
 
     @property
     def calls(self) -> list[RecordedCall]:
@@ -88,23 +92,24 @@ class Recorder:
     def outermost(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]) -> Any:
         if path in self.left:
             return self._through(run)
-        try:
+        ran = None
+        try:  # nothing of the program's own runs in here: what it raises is its affair
             args, kwargs = Convention(module.forward).canonical(args, kwargs)
             signature, tensors = Signature.of(args, kwargs)
-            if path in self._glue:
-                return self._run_glue(path, module, signature, run)
-            ran = self._ran(path, module, signature, tensors)
+            if path not in self._glue:
+                ran = self._ran(path, module, signature, tensors)
         except Unsupported as error:
             self.left[path] = error.message
             return self._through(run)
         except _READS_DATA:
             self._glue.add(path)
-            return self._run_glue(path, module, signature, run)
         except Exception as error:
             if not self._computes:
                 raise
             self.left[path] = f"it cannot be run without data: {type(error).__name__}: {error}"  # it computes all the same
             return self._through(run)
+        if ran is None:
+            return self._run_glue(path, module, signature, run)
         self._note(path, module, signature)
         return self._through(run) if self._computes else ran.answer(args, kwargs)
 

@@ -83,15 +83,15 @@ class TensorSpec:
 
     def blank(self) -> torch.Tensor:
         """As `zeros`, on a CPU of memory that nothing has touched yet: the system's own zeros, which cost nothing until written to."""
-        if self.device != "cpu":
+        if self.device != "cpu" or not self.span:
             return self.zeros()
-        dtype: torch.dtype = getattr(torch, self.dtype)
+        dtype = dtype_named(self.dtype)
         flat = torch.from_numpy(numpy.zeros(self.span * dtype.itemsize, numpy.uint8)).view(dtype)
         return flat.as_strided(self.shape, self.stride)
 
     def zeros(self) -> torch.Tensor:
         """A tensor of this spec; an expanded one (stride 0) too."""
-        flat = torch.zeros(self.span, dtype=getattr(torch, self.dtype), device=self.device)
+        flat = torch.zeros(self.span, dtype=dtype_named(self.dtype), device=self.device)
         return flat.as_strided(self.shape, self.stride)
 
     def differs(self, other: TensorSpec) -> str | None:
@@ -101,6 +101,14 @@ class TensorSpec:
             if mine != theirs:
                 return f"{field} is {theirs}, built for {mine}"
         return None
+
+
+def dtype_named(name: Any) -> torch.dtype:
+    """The dtype of that name. Raises Unsupported: torch has much else under its names."""
+    found = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(found, torch.dtype):
+        raise Unsupported(f"{name!r} is no dtype of torch {torch.__version__}.")
+    return found
 
 
 def flatten(value: Any, tensors: list[torch.Tensor]) -> Form:
@@ -131,7 +139,7 @@ def fill(form: Form, tensors: Iterator[Any]) -> Any:
         case ("value", _, value):
             return value
         case ("dtype", name):
-            return getattr(torch, name)
+            return dtype_named(name)
         case ("tuple", *items):
             return tuple(fill(item, tensors) for item in items)
         case ("list", *items):

@@ -25,6 +25,11 @@ def unweighted(kind: Any, config: str | Path | Mapping[str, Any], dtype: torch.d
 
     `config` is a folder that holds one, or its content. Raises Unsupported for other classes, and what the class raises.
     """
+    with torch.random.fork_rng(devices=[]), torch.device(CPU):  # some classes draw numbers that loading would replace
+        return _unweighted(kind, config, dtype)
+
+
+def _unweighted(kind: Any, config: str | Path | Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
     from diffusers.models.modeling_utils import ModelMixin
     from transformers import PreTrainedModel
 
@@ -113,4 +118,4 @@ def _as_loaded(module: nn.Module, dtype: torch.dtype, in_float32: frozenset[str]
 
 
 def _untouched(spec: TensorSpec, _: int) -> torch.Tensor:
-    return torch.empty_strided(spec.shape, spec.stride, dtype=getattr(torch, spec.dtype))
+    return torch.empty_strided(spec.shape, spec.stride, dtype=getattr(torch, spec.dtype), device=CPU)

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,58 +59,78 @@ def _wrap(kind: Any) -> None:
     kind.__call__ = watched
 
 
+class _Pipe:
+    """What of one pipeline was written down so far. Its modules are let go after each call: the program may free them."""
+
+    def __init__(self, pipe: Any, number: int) -> None:
+        from aot.model.recorder import Recorder
+
+        self.recorder, self.number, self.lock = Recorder(pipe, computes=True), number, threading.Lock()
+        self.value: dict[str, Any] = {}
+        self.written = 0
+
+    def write(self, pipe: Any, folder: Path) -> None:
+        """Describe what is new; nothing is made for it, in the program's own process."""
+        from aot.request.described import described
+        from aot.request.record import Record
+        from aot.request.saved import write
+
+        with self.lock:
+            record = Record.of(self.recorder, pipe)
+            self.recorder.modules.clear()
+            counted = sum(call.count for call in record.calls)
+            if not record.calls or counted == self.written:
+                return
+            self.written, new = counted, described(record)
+            for field in ("roots", "components"):
+                new[field] = self.value.get(field, {}) | new[field]
+            self.value = new
+            write(new, folder / f"{os.getpid()}-{self.number}.json")
+
+
 class _Watched:
-    """The pipelines of this process that were called, and what of them was written down so far."""
+    """The pipelines of this process that were called."""
 
     def __init__(self) -> None:
-        self._recorders: WeakKeyDictionary[Any, tuple[int, Any]] = WeakKeyDictionary()
-        self._lock = threading.Lock()
-        self._inside = threading.local()
-        self._saved: dict[int, int] = {}
+        self._pipes: WeakKeyDictionary[Any, _Pipe] = WeakKeyDictionary()
+        self._numbers, self._lock, self._inside = count(), threading.Lock(), threading.local()
 
     def call(self, pipe: Any, run: Callable[[], Any]) -> Any:
-        """Nothing that goes wrong with writing down is the script's affair: it is noted beside the Records."""
+        """Nothing that goes wrong with writing down is the program's affair: it is noted beside the Records."""
         if getattr(self._inside, "now", False):
             return run()
         try:
-            number, recorder = self._recorder(pipe)
+            known = self._known(pipe)
+            known.recorder.look(pipe)
         except Exception as error:  # noqa: BLE001
             self._note(pipe, error)
             return run()
         self._inside.now = True
         try:
-            with recorder.watching():
+            with known.recorder.watching():
                 result = run()
         finally:
             self._inside.now = False
         try:
-            self._save(pipe, number, recorder)
+            known.write(pipe, self._folder)
         except Exception as error:  # noqa: BLE001
             self._note(pipe, error)
         return result
 
-    def _recorder(self, pipe: Any) -> tuple[int, Any]:
-        from aot.model.recorder import Recorder
-
+    def _known(self, pipe: Any) -> _Pipe:
         with self._lock:
-            if pipe not in self._recorders:
-                self._recorders[pipe] = len(self._recorders), Recorder(pipe, computes=True)
-            return self._recorders[pipe]
-
-    def _save(self, pipe: Any, number: int, recorder: Any) -> None:
-        from aot.request.record import Record
-
-        with self._lock:
-            if recorder.calls and self._saved.get(number) != len(recorder.calls):  # what is new is worth a second
-                Record.of(recorder, pipe).save(self._folder / f"{os.getpid()}-{number}.json")
-                self._saved[number] = len(recorder.calls)
+            if pipe not in self._pipes:
+                self._pipes[pipe] = _Pipe(pipe, next(self._numbers))
+            return self._pipes[pipe]
 
     def _note(self, pipe: Any, error: Exception) -> None:
         said = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
         log(f"{type(pipe).__name__} is not recorded: {said}")
         try:
             note = self._folder / f"{os.getpid()}.note"
-            note.write_text(json.dumps({"pipeline": type(pipe).__name__, "error": said}))
+            part = note.with_suffix(".part")
+            part.write_text(json.dumps({"pipeline": type(pipe).__name__, "error": said}))
+            part.replace(note)
         except OSError:
             pass
 

@@ -89,3 +89,14 @@ def test_calls_are_alike_where_only_sizes_above_one_differ() -> None:
     assert axes.traced in (one, other)
     assert str(axes) == "float32[1,4,*,8] float32[1,*,8] float32[1,*]"
     assert axes.digest == Axes((other, one)).digest != Axes((one, _call(4, 8, 6))).digest
+
+
+def test_a_call_that_a_formula_divides_by_nothing_is_refused_and_does_not_raise() -> None:
+    promise = Promise(
+        Signature.of((torch.empty(4, 2), torch.empty(2)), {})[0].form,
+        (Pattern((Formula("a"), Formula("b")), (Formula("b"), 1), "float32", "cpu"), Pattern((Formula("a//b"),), (1,), "float32", "cpu")),
+        (("a", 2, 8), ("b", 0, 4)),
+    )
+    assert promise.refuses(Signature.of((torch.empty(4, 2), torch.empty(2)), {})[0]) is None
+    assert "divide by nothing" in str(promise.refuses(Signature.of((torch.empty(4, 0), torch.empty(2)), {})[0]))
+    assert list(promise.ends())

@@ -9,6 +9,11 @@ from torch import nn
 from aot.compiler.mutation import mutates
 
 
+def _without_autocast(x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return x.add_(1)
+
+
 class _Of(nn.Module):
     def __init__(self, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
@@ -31,6 +36,9 @@ def _found(function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> bo
         lambda x, y: x.chunk(2)[1].copy_(y[:2]) * 2,
         lambda x, y: torch.add(x, 1, out=y),
         lambda x, y: x.reshape(24)[3:].zero_() + 1,
+        lambda x, y: torch.nn.functional.dropout(x, training=False).add_(1),
+        lambda x, y: x.type_as(y).mul_(2),
+        lambda x, y: _without_autocast(x),
     ],
 )
 def test_writing_to_an_input(function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:

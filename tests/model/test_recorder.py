@@ -187,3 +187,28 @@ def test_two_pipelines_are_watched_at_once_in_two_threads_and_nothing_is_left_be
     first(torch.ones(2, 4))
     second(torch.ones(2, 4))
     assert [[call.count for call in recorder.calls] for recorder in found] == [[1], [1]]
+
+
+class _Glue(nn.Module):
+    """Asks a tensor for its numbers, and may be stopped by whoever runs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.ran = nn.Sequential(nn.Linear(4, 4)), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if int(x.sum()) > 100:
+            self.ran += 1
+            raise ValueError("enough")
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_what_glue_raises_is_its_callers_affair_and_it_is_not_run_again(computes: bool) -> None:
+    glue = _Glue()
+    recorder = Recorder(glue, computes=computes)
+    with recorder.watching(), torch.no_grad():
+        glue(torch.ones(1, 4))
+        with pytest.raises(ValueError, match="enough"):
+            glue(torch.full((1, 4), 100.0))
+    assert (glue.ran, recorder.left) == (1, {})

@@ -109,3 +109,11 @@ def test_every_way_of_writing_a_call_is_one() -> None:
         assert Signature.of(*convention.canonical(args, kwargs))[0] == Signature.of(*canonical)[0]
     assert convention.order((), {"y": b, "x": A}) == [1, 0]
     assert convention.order((A, A), {}) == [0, 1]
+
+
+@pytest.mark.parametrize("size", [(0, 3), (2, 3), (1,), ()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64])
+def test_a_blank_tensor_is_zeros(size: tuple[int, ...], dtype: torch.dtype) -> None:
+    spec = TensorSpec.of(torch.zeros(size, dtype=dtype))
+    assert torch.equal(spec.blank(), spec.zeros())
+    assert TensorSpec.of(spec.blank()) == spec

@@ -79,8 +79,13 @@ def test_a_record_of_another_model_than_can_be_made_here_is_refused(tmp_path: Pa
         load(lambda changed: root(changed).update({"class": "os:path"}))
     with pytest.raises(Unsupported, match="is a class of neither"):
         load(lambda changed: root(changed).update({"class": "diffusers.schedulers:DDIMScheduler"}))
-    with pytest.raises(Unsupported, match="asks for the kernels"):
-        load(lambda changed: root(changed)["config"].update(attn_implementation="somebody/kernels"))
+    for named in ("somebody/kernels", {"": "somebody/kernels"}, {"text": ["flash_attention_2"]}):
+        with pytest.raises(Unsupported, match="asks for the kernels"):
+            load(lambda changed, named=named: root(changed)["config"].update(attn_implementation=named))
+    with pytest.raises(BadInput, match="the config of transformer is no object"):
+        load(lambda changed: root(changed).update(config="somebody/repository"))
+    with pytest.raises(Unsupported, match="'load' is no dtype"):
+        load(lambda changed: changed["calls"][0].update(dtype="load"))
     with pytest.raises(BadInput, match="is no Record of form 1"):
         load(lambda changed: changed.update(form=99))
     with pytest.raises(BadInput, match="calls of nobody"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -91,3 +93,44 @@ def test_records_of_one_pipeline_are_added_up_and_of_another_are_not() -> None:
     assert [(call["component"], call["count"]) for call in first["calls"]] == [("unet", 5), ("vae.decoder", 1)]
     assert sorted(first["components"]) == ["unet", "vae.decoder"]
     assert (second["name"], len(second["calls"])) == ("b", 1)
+
+
+def test_a_program_that_is_interrupted_ends_in_its_own_time_and_has_its_record(tmp_path: Path) -> None:
+    """Ctrl-C goes to the program and to us; so are servers ended."""
+    program = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+from tests.pipelines import make
+
+for name in ("flux", "flux"):  # one after another: the first is gone when the second comes
+    pipe, call = make(name)
+    with torch.no_grad():
+        pipe(**call)
+    del pipe
+print("serving", flush=True)
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    time.sleep(1)
+    print("ended well", flush=True)
+"""
+    (tmp_path / "serve.py").write_text(program)
+    command = [
+        sys.executable,
+        "-m",
+        "aot.cli.app",
+        "record",
+        "-o",
+        str(tmp_path / "own.json"),
+        "--",
+        sys.executable,
+        str(tmp_path / "serve.py"),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as ran:
+        assert ran.stdout is not None
+        assert ran.stdout.readline() == "serving\n"
+        os.killpg(ran.pid, signal.SIGINT)
+        assert ran.stdout.readline() == "ended well\n"
+        assert ran.wait() == 0
+    assert {(call.component, call.count) for call in Record.load(tmp_path / "own.json").calls} == {("transformer", 4), ("vae.decoder", 2)}
