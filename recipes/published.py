@@ -66,8 +66,8 @@ class Published:
         row, kind = self._row, getattr(diffusers, FAMILIES[self.family].pipeline)
         parts: dict[str, Any] = {}
         for part, (name, config) in row.parts.items():
-            made = getattr(diffusers, name)
-            parts[part] = unweighted(made, config, getattr(torch, self.dtype)) if issubclass(made, nn.Module) else made.from_config(dict(config))
+            made, dtype = getattr(diffusers, name), getattr(torch, self.dtype)
+            parts[part] = unweighted(made, config, dtype) if issubclass(made, nn.Module) else made.from_config(dict(config))
         asked = inspect.signature(kind.__init__).parameters
         absent = {part: None for part, found in asked.items() if found.default is found.empty and part not in ("self", *parts)}
         found = kind(**absent, **parts, **row.more)

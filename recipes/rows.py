@@ -93,8 +93,13 @@ def _flux2(config: Mapping[str, Any], vae: Mapping[str, Any], call: Mapping[str,
 
 def _levels(widths: list[int]) -> dict[str, Any]:
     return {
-        **{"down_block_types": ["DownEncoderBlock2D"] * len(widths), "up_block_types": ["UpDecoderBlock2D"] * len(widths)},
-        **{"block_out_channels": widths, "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4, **_NO_QUANT},
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+        "block_out_channels": widths,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "latent_channels": 4,
+        **_NO_QUANT,
     }
 
 
@@ -111,7 +116,10 @@ FLUX_2 = Family(
         "small": _flux2(
             {
                 **_heads(4, 8, 32),
-                **{"in_channels": 16, "num_single_layers": 8, "joint_attention_dim": 128, "axes_dims_rope": [8, 8, 8, 8]},
+                "in_channels": 16,
+                "num_single_layers": 8,
+                "joint_attention_dim": 128,
+                "axes_dims_rope": [8, 8, 8, 8],
             },
             _levels([32, 64]),
             {**_SMALL_IMAGE, **_embeds(64, 128)},
@@ -119,7 +127,10 @@ FLUX_2 = Family(
         "tiny": _flux2(
             {
                 **_heads(2, 2, 16),
-                **{"in_channels": 16, "num_single_layers": 2, "joint_attention_dim": 32, "axes_dims_rope": [4, 4, 4, 4]},
+                "in_channels": 16,
+                "num_single_layers": 2,
+                "joint_attention_dim": 32,
+                "axes_dims_rope": [4, 4, 4, 4],
                 "timestep_guidance_channels": 32,
             },
             _levels([8, 8]),
@@ -161,7 +172,8 @@ QWEN_IMAGE = Family(
 
 
 def _z_image(config: Mapping[str, Any], vae: Part, call: Mapping[str, Any], tokens: int, width: int) -> Row:
-    parts = {"transformer": ("ZImageTransformer2DModel", config), "vae": vae, "scheduler": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0})}
+    scheduler = ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0})
+    parts = {"transformer": ("ZImageTransformer2DModel", config), "vae": vae, "scheduler": scheduler}
     prompt = {"prompt_embeds": [f"{tokens}x{width}"], "guidance_scale": 0.0}
     return Row(parts, {**call, **prompt}, {})
 
@@ -174,7 +186,12 @@ Z_IMAGE = Family(
         "full": _z_image({}, _kl(_WIDE, channels=16, layers=2, groups=32, **_FLUX_VAE), _IMAGE, 128, 2560),
         "small": _z_image(
             {
-                **{"dim": 256, "n_layers": 6, "n_refiner_layers": 2, "n_heads": 8, "n_kv_heads": 8, "cap_feat_dim": 128},
+                "dim": 256,
+                "n_layers": 6,
+                "n_refiner_layers": 2,
+                "n_heads": 8,
+                "n_kv_heads": 8,
+                "cap_feat_dim": 128,
                 "axes_dims": [8, 12, 12],
             },
             _kl([32, 64], channels=16, layers=1, groups=8, **_FLUX_VAE),
@@ -182,8 +199,14 @@ Z_IMAGE = Family(
         ),
         "tiny": _z_image(
             {
-                **{"dim": 32, "n_layers": 2, "n_refiner_layers": 2, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 16},
-                **{"axes_dims": [8, 4, 4], "axes_lens": [256, 32, 32]},
+                "dim": 32,
+                "n_layers": 2,
+                "n_refiner_layers": 2,
+                "n_heads": 2,
+                "n_kv_heads": 2,
+                "cap_feat_dim": 16,
+                "axes_dims": [8, 4, 4],
+                "axes_lens": [256, 32, 32],
             },
             _kl([8, 8], channels=16, layers=1, groups=4, **_FLUX_VAE),
             *(_TINY_IMAGE, 8, 16),
@@ -260,8 +283,11 @@ def _sd35(config: Mapping[str, Any], vae: Part, call: Mapping[str, Any], tokens:
 
 def _joint(text: int, inner: int, pooled: int, channels: int) -> dict[str, int]:
     return {
-        **{"joint_attention_dim": text, "caption_projection_dim": inner, "pooled_projection_dim": pooled},
-        **{"in_channels": channels, "out_channels": channels},
+        "joint_attention_dim": text,
+        "caption_projection_dim": inner,
+        "pooled_projection_dim": pooled,
+        "in_channels": channels,
+        "out_channels": channels,
     }
 
 
