@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from aot.choice import choice
-from aot.recipes.rows import FAMILIES, Row
+from aot.recipes.row import Row
+from aot.recipes.rows import FAMILIES
 from aot.request.origin import call_pipeline
 
 if TYPE_CHECKING:

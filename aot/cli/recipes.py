@@ -7,7 +7,8 @@ from typing import Any
 from aot.cli.request import Json
 from aot.cli.text import print_json, print_records
 from aot.recipes import RECIPES
-from aot.recipes.rows import FAMILIES, Family
+from aot.recipes.row import Family
+from aot.recipes.rows import FAMILIES
 from aot.request.compilation import SCOPES
 from aot.request.mode import COMBINATIONS, WORDS
 from aot.request.recipe import Recipe
