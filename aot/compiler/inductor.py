@@ -112,10 +112,8 @@ class Configuration:
         found: dict[str, Any] = dict(_ANY_CORES)
         found |= {name: value for name, value in self.inductor.items() if name != "triton.cudagraphs"}
         if self.device == "cuda":
-            # nothing is computed on the host, which only launches: optimising that takes half of a build, and trying out what
-            # this host's CPU has takes longer than compiling a block
-            found |= {"aot_inductor.compile_wrapper_opt_level": "O0", "cpp.simdlen": 256, "cpp.vec_isa_ok": True} | found
-            found["aot_inductor.embed_kernel_binary"] = True
+            # nothing is computed on the host; trying out what its CPU has takes longer than compiling a block
+            found |= {"aot_inductor.embed_kernel_binary": True, "cpp.simdlen": 256, "cpp.vec_isa_ok": True}
         if self.also:
             _check_multi_arch()
             found["aot_inductor.emit_multi_arch_kernel"] = True
