@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,7 +128,13 @@ except KeyboardInterrupt:
         sys.executable,
         str(tmp_path / "serve.py"),
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as ran:
+
+    def interruptible() -> None:
+        """A shell's background job, which a suite may be, ignores interrupts, and so would all that it starts."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, **streams, preexec_fn=interruptible) as ran:  # noqa: PLW1509 - it calls nothing that locks
         assert ran.stdout is not None
         assert ran.stdout.readline() == "serving\n"
         os.killpg(ran.pid, signal.SIGINT)
