@@ -109,8 +109,8 @@ for name in ("flux", "flux"):  # one after another: the first is gone when the s
     with torch.no_grad():
         pipe(**call)
     del pipe
-print("serving", flush=True)
 try:
+    print("serving", flush=True)
     time.sleep(600)
 except KeyboardInterrupt:
     time.sleep(1)
