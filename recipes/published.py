@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from aot.choice import choice
 from aot.recipes.row import Row
 from aot.recipes.rows import FAMILIES
+from aot.request.named import Named
 from aot.request.origin import call_pipeline
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class Published(Named):
     """The pipeline `family` of the size `variant`, without weights, and its calls; with none, the row's own."""
 
     family: str
@@ -35,14 +35,6 @@ class Published:
         """Raises BadInput for a row that is none."""
         family = FAMILIES[choice(self.family, known=FAMILIES, field="recipe")]
         choice(self.variant, known=family.rows, field=f"--variant of {self.family}")
-
-    def message(self, _: Path) -> dict[str, Any]:
-        """For the process that builds."""
-        return {"published": asdict(self) | {"calls": [dict(call) for call in self.calls]}}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        return cls(**value | {"calls": tuple(value["calls"])})
 
     def record(self, name: str = "") -> Record:
         """What the row's pipeline calls. Raises BadInput for a call that it does not take."""

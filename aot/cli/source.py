@@ -19,8 +19,8 @@ from aot.request.origin import Origin
 from aot.request.recipe_file import RecipeFile
 from aot.request.request import DTYPES
 from aot.request.saved import Saved
-
-Source: TypeAlias = Origin | Saved | RecipeFile | Published
+from aot.verbs.source import Source, kind_of
+from aot.verbs.source import source_of as named
 
 _WHAT = "A recipe, for example pixart-alpha; a pipeline's folder or repository; a Record (.json); a recipe file (.py)."
 _CALL = "Arguments of a call of the pipeline, height=1024,width=832; may be repeated. Not for a recipe."
@@ -39,7 +39,7 @@ Dtype: TypeAlias = Annotated[str, typer.Option(help=_DTYPE)]
 
 def is_source(what: str) -> bool:
     """Whether `what` names something else than a recipe of calls and shapes: those have no slash and no suffix."""
-    return what in FAMILIES or "/" in what or what.endswith((".json", ".py")) or Path(what).is_dir()
+    return kind_of(what) is not Origin or "/" in what or Path(what).is_dir()
 
 
 def source_of(
@@ -51,22 +51,25 @@ def source_of(
             raise Unsupported(
                 f"{option}: a recipe of ours has such; {what} is none.", remedy="say what is called with --call NAME=VALUE,…."
             )
-    found: Source
-    if what.endswith(".json"):
+    kind = kind_of(what)
+    if kind is Saved:
         _refuse({"--call": calls, "--dtype": dtype, "--revision": revision}, "a Record has its own")
-        found = Saved(what, tuple(modules), name)
-    elif what.endswith(".py"):
+    elif kind is RecipeFile:
         _refuse({"--call": calls, "--dtype": dtype, "--revision": revision, "--module": modules}, "a recipe file has its own")
-        found = RecipeFile(what, name)
     else:
         _refuse({"--module": modules}, "only a Record needs it")
         dtype = choice(dtype or ("float32" if gpu == CPU else "bfloat16"), known=DTYPES, field="--dtype")
-        asked = tuple(map(parse_call, calls))
-        if what in FAMILIES:
-            _refuse({"--revision": revision}, "only a repository has it")
-            found = Published(what, recipes_own["--variant"] or "full", asked, dtype)
-        else:
-            found = Origin(what, asked or ({},), dtype, revision)
+    if kind is Published:
+        _refuse({"--revision": revision}, "only a repository has it")
+    found = named(
+        what,
+        calls=list(map(parse_call, calls)),
+        dtype=dtype,
+        revision=revision,
+        modules=modules,
+        name=name,
+        variant=recipes_own["--variant"],
+    )
     found.check()
     return found
 

@@ -7,7 +7,7 @@ import sys
 import traceback
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from aot.cache_store.errors import CodedError
 from aot.compiler.process import Parent
@@ -84,24 +84,19 @@ def _build(name: str, message: dict[str, Any], parent: Parent) -> None:
 
 
 def _record(message: dict[str, Any], name: str, parent: Parent) -> Record:
-    from aot.recipes.published import Published
-    from aot.request.origin import Origin
-    from aot.request.recipe_file import RecipeFile
     from aot.request.record import Record
     from aot.request.saved import Saved
+    from aot.verbs.source import Source
 
     if "record" in message:
         sys.path += [folder for folder in message["path"] if folder not in sys.path]  # where the recorded modules' code is
         return Record.unpack(Path(message["record"]))
-    if "saved" in message:
-        found = message["saved"]
-        return Saved(found["path"], tuple(found["also"]), found["name"]).record()
+    kinds: dict[str, type[Source]] = {kind.__name__: kind for kind in get_args(Source)}
+    found = kinds[message["source"]].from_json(message["fields"])
+    if isinstance(found, Saved):
+        return found.record()
     with stage(lambda told: parent.tell("stage", **told.to_event()), "record the pipeline's calls"):
-        if "recipe_file" in message:
-            return RecipeFile(**message["recipe_file"]).record()
-        if "published" in message:
-            return Published.from_json(message["published"]).record(name)
-        return Origin.from_json(message["origin"]).record(name)
+        return found.record(name)
 
 
 if __name__ == "__main__":

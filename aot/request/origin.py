@@ -6,13 +6,14 @@ import inspect
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from aot.cache_store.errors import Unreachable
 from aot.choice import choice
 from aot.errors import BadInput, Unsupported
+from aot.request.named import Named, artifact_name
 
 if TYPE_CHECKING:
     from aot.request.record import Record
@@ -26,7 +27,7 @@ _SIZE = re.compile(r"[1-9]\d*(x[1-9]\d*)+")
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Named):
     """A folder of `save_pretrained`, or a repository at a `revision`, and the arguments of each call to record.
 
     An image or mask is written as HEIGHTxWIDTH, embeddings and latents as their sizes (`prompt_embeds=1x512x4096`): what is in them
@@ -42,7 +43,7 @@ class Origin:
     def own_name(self) -> str:
         """The artifact's, where none is given: the last part of the source, as such names are written."""
         last = Path(self.source).resolve().name if Path(self.source).is_dir() else self.source.rsplit("/", 1)[-1]
-        return re.sub(r"[^a-z0-9.]+", "-", last.lower()).strip("-.") or "model"
+        return artifact_name(last)
 
     def check(self) -> None:
         """Raises BadInput for a folder that holds no pipeline. Nothing is fetched."""
@@ -51,14 +52,6 @@ class Origin:
             raise BadInput(
                 f"{self.source} holds no {INDEX}.", remedy="name the folder that a pipeline's save_pretrained wrote, or a repository."
             )
-
-    def message(self, _: Path) -> dict[str, Any]:
-        """For the process that builds."""
-        return {"origin": asdict(self) | {"calls": [dict(call) for call in self.calls]}}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        return cls(**value | {"calls": tuple(value["calls"])})
 
     def record(self, name: str = "") -> Record:
         """Make the pipeline without weights, and write down what each call of it calls.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import runpy
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aot.errors import BadInput
+from aot.request.named import Named, artifact_name
 
 if TYPE_CHECKING:
     from aot.request.record import Record
@@ -18,28 +18,23 @@ _EXAMPLE = "def pipeline(): ...  and  def call(pipeline): return pipeline('a cat
 
 
 @dataclass(frozen=True, slots=True)
-class RecipeFile:
+class RecipeFile(Named):
     """The file at `path`: its function `pipeline()` returns a diffusers pipeline or a module, and every function whose name begins
     with `call` takes that and calls it. It is run, in the process that builds: it is the user's own."""
 
     path: str
-    name: str = ""
 
     def check(self) -> None:
         """Raises BadInput where there is no file."""
         if not Path(self.path).is_file():
             raise BadInput(f"there is no file {self.path}.", remedy="name a Python file with a pipeline and a call of it.")
 
-    def message(self, _: Path) -> dict[str, Any]:
-        """For the process that builds."""
-        return {"recipe_file": {"path": str(Path(self.path).absolute()), "name": self.own_name}}
-
     @property
     def own_name(self) -> str:
-        """The artifact's; where none is given, the file's, as such names are written."""
-        return self.name or re.sub(r"[^a-z0-9.]+", "-", Path(self.path).stem.lower()).strip("-.") or "model"
+        """The artifact's, where none is given: the file's, as such names are written."""
+        return artifact_name(Path(self.path).stem)
 
-    def record(self) -> Record:
+    def record(self, name: str = "") -> Record:
         """Run the file, and write down what its calls call. Raises BadInput for a file without them, and what the file raises."""
         import torch
 
@@ -47,10 +42,10 @@ class RecipeFile:
 
         found = runpy.run_path(self.path, run_name=Path(self.path).stem)
         pipeline = _function(found, "pipeline", self.path)()
-        calls = [value for name, value in found.items() if name.startswith("call") and callable(value)]
+        calls = [value for key, value in found.items() if key.startswith("call") and callable(value)]
         if not calls:
             raise BadInput(f"{self.path} has no function call(pipeline).", remedy=f"write {_EXAMPLE}.")
-        with record(pipeline, name=self.own_name) as recorded, torch.no_grad():
+        with record(pipeline, name=name or self.own_name) as recorded, torch.no_grad():
             for call in calls:
                 call(pipeline)
         return recorded

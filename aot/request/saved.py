@@ -6,7 +6,6 @@ of each must be the recorded one, line by line.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from aot.cache_store.canonical import decode_loosely, encode
 from aot.cache_store.errors import CodedError, Malformed
 from aot.errors import BadInput, Unsupported
 from aot.request.described import FORM, described, essence, parts, proved
+from aot.request.named import Named, artifact_name
 
 if TYPE_CHECKING:
     from aot.model.recorder import RecordedCall
@@ -25,7 +25,7 @@ _LARGEST = 64 << 20  # bytes of a file: a hundred times the largest of ours
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class Saved(Named):
     """The file at `path`. Classes are those of diffusers and transformers, and of the modules named by `also`, which are imported."""
 
     path: str
@@ -34,17 +34,13 @@ class Saved:
 
     @property
     def own_name(self) -> str:
-        """The artifact's; where none is given, the file's, as such names are written."""
-        return self.name or re.sub(r"[^a-z0-9.]+", "-", Path(self.path).stem.lower()).strip("-.") or "model"
+        """The artifact's, where none is given: the file's, as such names are written."""
+        return artifact_name(Path(self.path).stem)
 
     def check(self) -> None:
         """Raises BadInput where there is no file."""
         if not Path(self.path).is_file():
             raise BadInput(f"there is no file {self.path}.", remedy="`aot record`, or Record.save in Python, writes one.")
-
-    def message(self, _: Path) -> dict[str, Any]:
-        """For the process that builds."""
-        return {"saved": {"path": str(Path(self.path).absolute()), "also": list(self.also), "name": self.name}}
 
     def record(self) -> Record:
         """The Record, with modules made again. Raises BadInput for a file that is none, Unsupported for what cannot be made here."""

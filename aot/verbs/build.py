@@ -13,19 +13,19 @@ import torch
 from aot.building.build import Built, Planned, Source, check_host
 from aot.building.build import build as build_artifact
 from aot.building.build import plan as plan_artifact
-from aot.cache_store.local import LocalStore
-from aot.cache_store.root import default_root
 from aot.compiler.stage import Progress, Stage
 from aot.errors import BadInput
 from aot.machine.device import gpus_here, is_here
 from aot.machine.sku import CPU
 from aot.request.compilation import on_machine
 from aot.request.options import Options
-from aot.request.origin import Origin
 from aot.request.recipe_file import RecipeFile
 from aot.request.record import Record, record
 from aot.request.recorded import Recorded
 from aot.request.saved import Saved
+from aot.verbs.source import Source as Named
+from aot.verbs.source import kind_of, source_of
+from aot.verbs.stores import local_store
 
 Call = Callable[[Any], Any]
 
@@ -49,7 +49,7 @@ def build(
 ) -> Built:
     """Compile what `call` (a function of the pipeline, or several) calls of the diffusers pipeline or module `what`, into an
     artifact of the local store. `what` may also be a Record, or the file of one; or the folder or repository of a pipeline, of which
-    the configs are enough: `call` is then the arguments of a call, as a dict, or several such.
+    the configs are enough, or a row of `aot recipes`: `call` is then the arguments of a call, as a dict, or several such.
 
     `gpu` is the machine to compile for, `cpu` or a name of `aot targets`, by default what the modules are on; it need not be
     here. `options` are those of `compile`. `scope`: `regional`, one graph for each kind of repeated block, or `whole`, one a
@@ -77,7 +77,7 @@ def build(
         also=also,
     )
     check_host(request, os.environ)
-    return build_artifact(request, _store(), source=source, progress=progress or _quiet, environ=os.environ, rebuild=rebuild)
+    return build_artifact(request, local_store(), source=source, progress=progress or _quiet, environ=os.environ, rebuild=rebuild)
 
 
 def plan(
@@ -110,7 +110,7 @@ def plan(
         untuned=untuned,
         also=also,
     )
-    return plan_artifact(request, _store(), source=source, progress=progress or _quiet, environ=os.environ)
+    return plan_artifact(request, local_store(), source=source, progress=progress or _quiet, environ=os.environ)
 
 
 def _asked(
@@ -135,28 +135,19 @@ def _asked(
     parsed = replace(parsed, dynamic=parsed.dynamic or axes)
     given = isinstance(options, str | dict) and "mode" in options
     machine = on_machine(gpu, parsed, here=is_here(gpu), mode_given=given, cache_layer=cache_layer, untuned=untuned, also=also)
-    request = Recorded(name=name or _name_of(source), scope=scope, components=tuple(components), **machine)
+    own = source.name if isinstance(source, Record) else source.own_name
+    request = Recorded(name=name or own, scope=scope, components=tuple(components), **machine)
     request.check_machine()
     return request, source
 
 
-def _store() -> LocalStore:
-    return LocalStore(default_root(os.environ))
-
-
-def _source(what: Any, call: Any, name: str, dtype: torch.dtype | None) -> Record | Origin | Saved | RecipeFile:
+def _source(what: Any, call: Any, name: str, dtype: torch.dtype | None) -> Record | Named:
     if not isinstance(what, str | Path):
         return _recorded(what, call, name)
-    if Path(what).suffix == ".json":
-        if call is not None:
-            raise _two_calls()
-        return Saved(str(what), name=name)
-    if Path(what).suffix == ".py":
-        if call is not None:
-            raise _two_calls()
-        return RecipeFile(str(what), name)
-    calls = [{}] if call is None else [call] if isinstance(call, dict) else list(call)
-    return Origin(str(what), tuple(calls), str(dtype or torch.float32).removeprefix("torch."))
+    if kind_of(str(what)) in (Saved, RecipeFile) and call is not None:
+        raise _two_calls()
+    calls = [] if call is None else [call] if isinstance(call, dict) else list(call)
+    return source_of(str(what), calls=calls, dtype=str(dtype or torch.float32).removeprefix("torch."), name=name)
 
 
 def _recorded(what: Any, call: Call | Iterable[Call] | None, name: str) -> Record:
@@ -175,16 +166,11 @@ def _recorded(what: Any, call: Call | Iterable[Call] | None, name: str) -> Recor
     return found
 
 
-def _name_of(source: Record | Origin | Saved | RecipeFile) -> str:
-    """The artifact's; a file of a Record says it inside, and is called by its own name here."""
-    return source.name if isinstance(source, Record) else source.own_name
-
-
 def _two_calls() -> BadInput:
     return BadInput("a Record holds its calls, and another was given beside it.", remedy="leave the call out, or record it too.")
 
 
-def _device_of(source: Record | Origin | Saved | RecipeFile) -> str:
+def _device_of(source: Record | Named) -> str:
     """What the recorded modules are on, as `gpu` is written; this machine's GPU for what is on nothing."""
     if not isinstance(source, Record):
         return next(iter(gpus_here()), CPU)
