@@ -138,7 +138,7 @@ def _kind_to_json(kind: Kind) -> dict[str, Any]:
         "weights": weights,
         "code": kind.code.to_json(),
         "unread": list(kind.unread),
-        "settled": [[path, list(words)] for path, words in kind.settled],
+        "settled": Fingerprint(kind.settled).to_json(),
     }
 
 
@@ -148,5 +148,5 @@ def _kind_from_json(value: dict[str, Any]) -> Kind:
         weights=tuple((name, TensorSpec.from_json(spec)) for name, spec in value["weights"]),
         code=TracedCode.from_json(value["code"]),
         unread=tuple(value["unread"]),
-        settled=tuple((path, tuple(words)) for path, words in value["settled"]),
+        settled=Fingerprint.from_json(value["settled"]).lines,
     )

@@ -75,7 +75,7 @@ class Promise:
         for name, least, most in self.ranges:
             if not least <= values[name] <= most:
                 where, axis = self._places[name]
-                argument = dict(enumerate(name for name, _ in signature.named()))[where]
+                argument, _ = signature.named()[where]
                 return f"{argument}.shape[{axis}] is {values[name]}, built for {least} to {most}"
         try:
             built = self.at(values)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 
 from aot.artifact.book import Book
 from aot.artifact.certificate import check, compare, tolerance
@@ -14,7 +15,7 @@ from aot.artifact.golden import eager, noise
 from aot.artifact.ledger import Ledger
 from aot.artifact.promise import Promise
 from aot.artifact.runner import Graph
-from aot.building.plan import KindFound, Plan, Unit
+from aot.building.plan import Plan, Unit
 from aot.errors import BuildFailed
 from aot.machine.device import wait_for_device
 from aot.model.capture import Call, in_dtype
@@ -87,16 +88,15 @@ def _check_ends(plan: Plan, book: Book, graphs: list[Graph], mode: Mode) -> list
         if not isinstance(entry.dynamic, Promise):
             continue
         unit = units[entry.component, entry.kind, entry.signature]
-        compared += [_at(graph, plan.kinds[entry.kind], book, signature, unit, mode) for signature in entry.dynamic.ends()]
+        compared += [_at(graph, plan.kinds[entry.kind].module, book, signature, unit, mode) for signature in entry.dynamic.ends()]
     return compared
 
 
-def _at(graph: Graph, kind: KindFound, book: Book, signature: Signature, unit: Unit, mode: Mode) -> dict[str, Any]:
+def _at(graph: Graph, module: nn.Module, book: Book, signature: Signature, unit: Unit, mode: Mode) -> dict[str, Any]:
     """Compare one graph with eager at one signature, on noise."""
-    what, entry, module = f"{unit.component} at {signature}", replace(graph.entry, signature=signature), kind.module
-    weights = book.kinds[entry.kind].weights
+    what, entry = f"{unit.component} at {signature}", replace(graph.entry, signature=signature)
     tensors = [noise(spec, number, weight=False) for number, spec in enumerate(signature.specs)]
-    names = [name for name, _ in weights]
+    names = [name for name, _ in book.kinds[entry.kind].weights]
 
     def answer(dtype: torch.dtype) -> list[torch.Tensor]:
         """Eager's, with everything that is of floats in that dtype."""
@@ -132,9 +132,8 @@ def _own_error(plan: Plan, call: Call, expected: Any) -> float:
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
     """A copy that lies alike in memory; an expanded one itself, which nothing can write to."""
-    if TensorSpec.of(tensor).overlaps:
-        return tensor
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    spec = TensorSpec.of(tensor)
+    return tensor if spec.overlaps else spec.copied(tensor)
 
 
 def timed(plan: Plan, call: Call) -> tuple[Any, float]:

@@ -23,7 +23,7 @@ _OFFLOADED = "_hf_hook"  # accelerate's hook, which runs around a root's forward
 _AROUND = frozenset({"forward", "_old_forward", _OFFLOADED})
 
 Line = tuple[str, tuple[str, ...]]
-_MADE = re.compile(r"[^=]*=(None|\[\]|\{\}|.*tensor\(.*)")  # what nobody has made yet, and what a first call makes of it
+_EMPTY = frozenset({"None", "[]", "{}"})
 _NOTED = re.compile(r"config\.(\w+\.)*dtype=")
 
 
@@ -58,9 +58,7 @@ class Fingerprint:
         return type(self)(tuple((path, tuple(words)) for path, words in lines), self.unknown)
 
     def _stemmed(self) -> Self:
-        return type(self)(
-            tuple((path, tuple(word for word in words if not _MADE.fullmatch(word))) for path, words in self.lines), self.unknown
-        )
+        return type(self)(tuple((path, tuple(word for word in words if not _is_made(word))) for path, words in self.lines), self.unknown)
 
     @classmethod
     def of(cls, module: nn.Module, *, fakes: bool = False, served: bool = False) -> Self:
@@ -130,6 +128,12 @@ class Fingerprint:
     def distance(self, live: Fingerprint) -> int:
         """How many lines only one of the two has."""
         return len(set(self.lines) ^ set(live.lines))
+
+
+def _is_made(word: str) -> bool:
+    """Whether a word is of what nobody has made yet, or of what a first call makes of it."""
+    _, equals, value = word.partition("=")
+    return bool(equals) and (value in _EMPTY or "tensor(" in value)
 
 
 def _tree(module: nn.Module, path: str, first: dict[int, str]) -> Iterator[tuple[str, nn.Module]]:

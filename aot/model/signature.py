@@ -78,8 +78,11 @@ class TensorSpec:
         """`tensor`, which is of this spec but for its strides, with these: the same memory where they lead to it, else a copy."""
         if TensorSpec.of(tensor).seen_by(self).stride == self.stride:
             return tensor.as_strided(self.shape, self.stride)
-        made = torch.empty_strided(self.shape, self.stride, dtype=tensor.dtype, device=tensor.device)
-        return made.copy_(tensor)
+        return self.copied(tensor)
+
+    def copied(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy of a tensor of this spec but for its strides, that has them."""
+        return torch.empty_strided(self.shape, self.stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
     def blank(self) -> torch.Tensor:
         """As `zeros`, on a CPU of memory that nothing has touched yet: the system's own zeros, which cost nothing until written to."""

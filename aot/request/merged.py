@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
+
+from aot.cache_store.canonical import encode
 
 
 def merged(values: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of saved Records, one for each pipeline: the same name and models. Their calls together, counts added up."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[bytes, dict[str, Any]] = {}
     for value in values:
-        identity = _text([value[field] for field in ("name", "roots", "versions")])
+        identity = encode([value[field] for field in ("name", "roots", "versions")])
         there = found.setdefault(identity, {**value, "calls": [], "components": {}, "left": {}})
         there["components"] |= value["components"]
         there["left"] |= value["left"]
@@ -24,9 +25,5 @@ def merged(values: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _identity(call: dict[str, Any]) -> str:
-    return _text([call[field] for field in ("component", "signature", "dtype")])
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+def _identity(call: dict[str, Any]) -> bytes:
+    return encode([call[field] for field in ("component", "signature", "dtype")])

@@ -82,8 +82,10 @@ class ShapeBook:
         if exact := self._exact.get(signature):
             return exact, signature
         for dynamic, graph in self._ranges.items():
-            if dynamic.refuses(signature) is None and not (graph.entry.mutates and dynamic.taken(signature) != signature):
-                return graph, dynamic.taken(signature)
+            if dynamic.refuses(signature) is None:
+                taken = dynamic.taken(signature)
+                if taken == signature or not graph.entry.mutates:
+                    return graph, taken
         alike = ((graph, built) for built, graph in self._exact.items() if not graph.entry.mutates and built.lies_like(signature))
         return next(alike, None)
 
