@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 PROMPT_TOKENS = 120  # LattePipeline's own, not to be set
 
 
-def scheduler() -> DDIMScheduler:
+def _scheduler() -> DDIMScheduler:
     from diffusers import DDIMScheduler
 
     return instantiate(DDIMScheduler, "latte.scheduler")
 
 
-def make(variant: Variant, components: tuple[str, ...], scheduler: Any) -> LattePipeline:
+def make(variant: Variant, components: tuple[str, ...]) -> LattePipeline:
     """The pipeline with random weights; seed torch before. Without text encoder and tokenizer unless `components` names one.
 
     The VAE is given explicitly: Latte-1's own index names the plain one, which decodes frame by frame and flickers.
@@ -38,7 +38,7 @@ def make(variant: Variant, components: tuple[str, ...], scheduler: Any) -> Latte
         text_encoder=text.t5("latte.text_encoder", row.get("text_encoder")) if with_text else None,
         vae=instantiate(AutoencoderKLTemporalDecoder, "latte.vae_temporal_decoder", row.get("vae")).eval(),
         transformer=instantiate(LatteTransformer3DModel, "latte.transformer", row.get("transformer")).eval(),
-        scheduler=scheduler,
+        scheduler=_scheduler(),
     )
 
 
@@ -55,7 +55,7 @@ def load(weights: str, dtype: torch.dtype, components: tuple[str, ...]) -> Latte
         vae = AutoencoderKLTemporalDecoder.from_pretrained(weights, subfolder="vae_temporal_decoder", torch_dtype=dtype)
     except OSError:
         vae = AutoencoderKLTemporalDecoder.from_pretrained(weights, subfolder="vae", torch_dtype=dtype)
-    return LattePipeline.from_pretrained(weights, torch_dtype=dtype, vae=vae, scheduler=scheduler(), **without)
+    return LattePipeline.from_pretrained(weights, torch_dtype=dtype, vae=vae, scheduler=_scheduler(), **without)
 
 
 def call(pipeline: LattePipeline, example: Example, steps: int, seed: int) -> dict[str, Any]:
@@ -87,7 +87,7 @@ LATTE = Recipe(
     divisor=16,
     min_steps=1,
     components=(
-        Component("transformer", blocks=("BasicTransformerBlock",)),
+        Component("transformer"),
         Component("vae.decoder"),
         Component("text_encoder", optional=True),
     ),
@@ -134,7 +134,6 @@ LATTE = Recipe(
             frames=4,
         ),
     },
-    scheduler=scheduler,
     make=make,
     load=load,
     call=call,

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 PROMPT_TOKENS = 120  # PixArtAlphaPipeline's max_sequence_length
 
 
-def scheduler() -> DPMSolverMultistepScheduler:
+def _scheduler() -> DPMSolverMultistepScheduler:
     from diffusers import DPMSolverMultistepScheduler
 
     return instantiate(DPMSolverMultistepScheduler, "pixart.scheduler")
 
 
-def make(variant: Variant, components: tuple[str, ...], scheduler: Any) -> PixArtAlphaPipeline:
+def make(variant: Variant, components: tuple[str, ...]) -> PixArtAlphaPipeline:
     """The pipeline with random weights; seed torch before. Without text encoder and tokenizer unless `components` names one."""
     from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtTransformer2DModel
 
@@ -36,7 +36,7 @@ def make(variant: Variant, components: tuple[str, ...], scheduler: Any) -> PixAr
         text_encoder=text.t5("pixart.text_encoder", row.get("text_encoder")) if with_text else None,
         vae=instantiate(AutoencoderKL, "pixart.vae", row.get("vae")).eval(),
         transformer=instantiate(PixArtTransformer2DModel, "pixart.transformer", row.get("transformer")).eval(),
-        scheduler=scheduler,
+        scheduler=_scheduler(),
     )
 
 
@@ -77,7 +77,7 @@ PIXART_ALPHA = Recipe(
     divisor=16,  # the VAE's 8, the transformer's patches of 2
     min_steps=2,  # one step takes another branch of the pipeline, and fails there
     components=(
-        Component("transformer", blocks=("BasicTransformerBlock",)),
+        Component("transformer"),
         Component("vae.decoder"),
         Component("text_encoder", optional=True),
     ),
@@ -120,7 +120,6 @@ PIXART_ALPHA = Recipe(
             steps=4,
         ),
     },
-    scheduler=scheduler,
     make=make,
     load=load,
     call=call,

@@ -9,7 +9,7 @@ from aot.recipes.asked import asked
 from aot.recipes.config import SMALL_VAE, instantiate
 from aot.recipes.seeds import SQUARES
 from aot.request.example import Example
-from aot.request.recipe import Bucket, Component, Recipe, Variant
+from aot.request.recipe import Component, Recipe, Variant
 from aot.request.shape import Shape
 
 if TYPE_CHECKING:
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 
-def scheduler() -> DDIMScheduler:
+def _scheduler() -> DDIMScheduler:
     from diffusers import DDIMScheduler
 
     return instantiate(DDIMScheduler, "sd21.scheduler")
 
 
-def make(variant: Variant, components: tuple[str, ...], scheduler: Any) -> StableDiffusionPipeline:
+def make(variant: Variant, components: tuple[str, ...]) -> StableDiffusionPipeline:
     """The pipeline with random weights; seed torch before. Without text encoder and tokenizer unless `components` names one."""
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
@@ -34,7 +34,7 @@ def make(variant: Variant, components: tuple[str, ...], scheduler: Any) -> Stabl
         text_encoder=text.clip("sd21.text_encoder", row.get("text_encoder"), projected=False) if with_text else None,
         tokenizer=text.tokenizer(text.CLIP_TOKENS) if with_text else None,
         unet=instantiate(UNet2DConditionModel, "sd21.unet", row.get("unet")).eval(),
-        scheduler=scheduler,
+        scheduler=_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -70,8 +70,7 @@ SD21 = Recipe(
     divisor=8,
     min_steps=1,
     components=(
-        # three halvings of the latents: sizes that they divide, and the others, where the UNet takes another way up
-        Component("unet", blocks=("BasicTransformerBlock",), buckets=(Bucket(64), Bucket(8, unless=64))),
+        Component("unet"),
         Component("vae.decoder"),
         Component("text_encoder", optional=True),
     ),
@@ -110,7 +109,6 @@ SD21 = Recipe(
             steps=4,
         ),
     },
-    scheduler=scheduler,
     make=make,
     load=load,
     call=call,

@@ -20,20 +20,20 @@ T5_TOKENS = 256  # StableDiffusion3Pipeline's max_sequence_length
 _TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
 
 
-def scheduler() -> FlowMatchEulerDiscreteScheduler:
+def _scheduler() -> FlowMatchEulerDiscreteScheduler:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return instantiate(FlowMatchEulerDiscreteScheduler, "sd3.scheduler")
 
 
-def make(variant: Variant, components: tuple[str, ...], scheduler: Any) -> StableDiffusion3Pipeline:
+def make(variant: Variant, components: tuple[str, ...]) -> StableDiffusion3Pipeline:
     """The pipeline with random weights; seed torch before. Without text encoders and tokenizers unless `components` names one."""
     from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     row = variant.configs
     return StableDiffusion3Pipeline(
         transformer=instantiate(SD3Transformer2DModel, "sd3.transformer", row.get("transformer")).eval(),
-        scheduler=scheduler,
+        scheduler=_scheduler(),
         vae=instantiate(AutoencoderKL, "sd3.vae", row.get("vae")).eval(),
         **(_text(row) if text.wanted(components) else dict.fromkeys(_TEXT)),
     )
@@ -82,7 +82,7 @@ SD3 = Recipe(
     divisor=16,
     min_steps=1,
     components=(
-        Component("transformer", blocks=("JointTransformerBlock",)),
+        Component("transformer"),
         Component("vae.decoder"),
         *(Component(path, optional=True) for path in ("text_encoder", "text_encoder_2", "text_encoder_3")),
     ),
@@ -111,10 +111,10 @@ SD3 = Recipe(
             steps=28,
         ),
         "tiny": Variant(
-            "2 layers of width 16, for tests",
+            "3 layers of width 16, for tests",
             {
                 "transformer": {
-                    "num_layers": 2,
+                    "num_layers": 3,
                     "num_attention_heads": 2,
                     "attention_head_dim": 8,
                     "joint_attention_dim": 32,
@@ -132,7 +132,6 @@ SD3 = Recipe(
             steps=4,
         ),
     },
-    scheduler=scheduler,
     make=make,
     load=load,
     call=call,

@@ -11,7 +11,7 @@ from aot.recipes.asked import asked
 from aot.recipes.config import SMALL_VAE, instantiate, published
 from aot.recipes.seeds import RARE, SDXL_SQUARES, SQUARES
 from aot.request.example import Example
-from aot.request.recipe import Bucket, Component, Recipe, Variant
+from aot.request.recipe import Component, Recipe, Variant
 from aot.request.shape import Shape
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ ADAPTER = "h94/IP-Adapter"  # where the adapter of the published weights is
 _TEXT = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 
-def scheduler() -> EulerDiscreteScheduler:
+def _scheduler() -> EulerDiscreteScheduler:
     from diffusers import EulerDiscreteScheduler
 
     return instantiate(EulerDiscreteScheduler, "sdxl.scheduler")
 
 
-def make(variant: Variant, components: tuple[str, ...], scheduler: Any) -> StableDiffusionXLPipeline:
+def make(variant: Variant, components: tuple[str, ...]) -> StableDiffusionXLPipeline:
     """The pipeline with random weights; seed torch before. Without text encoders and tokenizers unless `components` names one."""
     from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 
@@ -36,7 +36,7 @@ def make(variant: Variant, components: tuple[str, ...], scheduler: Any) -> Stabl
     return StableDiffusionXLPipeline(
         vae=instantiate(AutoencoderKL, "sdxl.vae", row.get("vae")).eval(),
         unet=instantiate(UNet2DConditionModel, "sdxl.unet", row.get("unet")).eval(),
-        scheduler=scheduler,
+        scheduler=_scheduler(),
         add_watermarker=False,
         **(_text(row) if text.wanted(components) else dict.fromkeys(_TEXT)),
     )
@@ -79,9 +79,9 @@ def _prompt(pipeline: StableDiffusionXLPipeline, batch: int, generator: torch.Ge
     }
 
 
-def make_adapted(variant: Variant, components: tuple[str, ...], scheduler: Any) -> StableDiffusionXLPipeline:
+def make_adapted(variant: Variant, components: tuple[str, ...]) -> StableDiffusionXLPipeline:
     """`make` with a random IP-Adapter loaded, and its image encoder if `components` names that."""
-    pipeline = make(variant, components, scheduler)
+    pipeline = make(variant, components)
     if "image_encoder" in components:
         from transformers import CLIPImageProcessor
 
@@ -152,8 +152,7 @@ def call_adapted(pipeline: StableDiffusionXLPipeline, example: Example, steps: i
 
 
 _COMPONENTS = (
-    # two halvings of the latents: sizes that they divide, and the others, where the UNet takes another way up
-    Component("unet", blocks=("BasicTransformerBlock",), buckets=(Bucket(32), Bucket(8, unless=32))),
+    Component("unet"),
     Component("vae.decoder"),
     *(Component(path, optional=True) for path in ("text_encoder", "text_encoder_2")),
 )
@@ -208,7 +207,6 @@ SDXL = Recipe(
     fuse_qkv=True,
     seed_shapes=(*SDXL_SQUARES, *RARE),
     variants=_variants(steps=30),
-    scheduler=scheduler,
     make=make,
     load=load,
     call=call,
@@ -222,7 +220,6 @@ SDXL_IP_ADAPTER = Recipe(
     fuse_qkv=True,
     seed_shapes=SQUARES,
     variants=_variants(steps=100),
-    scheduler=scheduler,
     make=make_adapted,
     load=load_adapted,
     call=call_adapted,

@@ -38,7 +38,8 @@ import aot
 from aot.artifact.certificate import compare
 from aot.artifact.facts import of_module
 from aot.building.build import build
-from aot.building.plan import Plan, Unit, make_plan, prepare
+from aot.building.plan import Plan, Unit
+from aot.building.recorded import make_plan, prepare
 from aot.cache_store.local import LocalStore
 from aot.compiler.inductor import _WeightsAsInputs
 from aot.environment import GRAPH_CACHE

@@ -23,7 +23,7 @@ from torch import nn
 
 import aot
 from aot.artifact.runner import Library
-from aot.building.plan import make_plan
+from aot.building.recorded import make_plan
 from aot.compiler.inductor import Configuration, compile_graph
 from aot.model.signature import Signature
 from aot.recipes import find

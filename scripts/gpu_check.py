@@ -32,7 +32,7 @@ from aot.artifact.certificate import compare, tolerance
 from aot.artifact.opened import GRAPH
 from aot.benchmark.bench import bench
 from aot.benchmark.measurement import COMPARED, Measurement, Way
-from aot.building.plan import make_plan
+from aot.building.recorded import make_plan, prepare
 from aot.cache_store.errors import Corrupt
 from aot.cache_store.layer import verify
 from aot.cache_store.local import LocalStore
@@ -138,26 +138,28 @@ def crossbuilt(row: Row, store: LocalStore, gpu: str) -> dict[str, Any]:
     options = Options.parse({"mode": key["mode"], "memory_format": key["memory_format"]})
     shapes = tuple(map(Shape.parse, key["shapes"].split()))
     request = Request(recipe.name, key["variant"], shapes, gpu=gpu, options=options, dtype=dtype, scope=key["scope"], components=components)
-    plan = make_plan(recipe, request)
+    pipeline, _ = prepare(recipe, request)
+    plan = make_plan(recipe, request, pipeline=pipeline)
+    pipeline.to("cuda")
     calls = [(plan.modules[call.component], *call.signature.call(call.tensors)) for call in plan.calls]
     others = tuple(path for path in PIPELINE_COMPONENTS if path not in components)
     example = Example(shapes[0], frames=recipe.variant(key["variant"]).frames)
 
     def picture() -> Any:
-        return plan.pipeline(**recipe.call(plan.pipeline, example, recipe.variant(key["variant"]).steps, 0))[0]
+        return pipeline(**recipe.call(pipeline, example, recipe.variant(key["variant"]).steps, 0))[0]
 
     with torch.inference_mode():
         eager, painted, eager_ms = [module(*args, **kwargs) for module, args, kwargs in calls], picture(), _steady(calls)
         try:
             started = time.perf_counter()
-            aot.compile_pipe(plan.pipeline, options=options, ignores=others, on_miss="error", allow=("other-sku",))
+            aot.compile_pipe(pipeline, options=options, ignores=others, on_miss="error", allow=("other-sku",))
             loaded = time.perf_counter() - started
             served = [module(*args, **kwargs) for module, args, kwargs in calls]
             wait_for_device()
             first, served_ms, repainted = time.perf_counter() - started, _steady(calls), picture()
             (account,) = aot.stats()
         finally:
-            aot.restore(plan.pipeline)
+            aot.restore(pipeline)
     worst = max(compare(ours, theirs).relative_l2 for ours, theirs in zip(served, eager, strict=True))
     allowed = tolerance(options.mode, dtype)
     return {

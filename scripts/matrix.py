@@ -21,7 +21,7 @@ import torch
 import aot
 from aot.artifact.certificate import compare, tolerance
 from aot.building.build import build
-from aot.building.plan import make_plan
+from aot.building.recorded import make_plan, prepare
 from aot.cache_store.errors import CodedError
 from aot.cache_store.local import LocalStore
 from aot.cache_store.root import default_root
@@ -45,14 +45,15 @@ def run(request: Request, store: LocalStore) -> dict[str, Any]:
     started = time.perf_counter()
     built = build(request, store, progress=lambda _: None, environ=os.environ)
     seconds = time.perf_counter() - started
-    plan = make_plan(RECIPES[request.recipe], request)
-    calls = [(plan.modules[call.component], *call.signature.call(call.tensors)) for call in (*plan.calls, *plan.checks)]
+    pipeline, _ = prepare(RECIPES[request.recipe], request)
+    plan = make_plan(RECIPES[request.recipe], request, pipeline=pipeline)
+    calls = [(plan.modules[call.component], *call.signature.call(call.tensors)) for call in plan.calls]
     with torch.inference_mode():
         eager = [module(*args, **kwargs) for module, args, kwargs in calls]
-        aot.compile_pipe(plan.pipeline, options=request.options, on_miss="error")
+        aot.compile_pipe(pipeline, options=request.options, on_miss="error")
         served = [module(*args, **kwargs) for module, args, kwargs in calls]
         misses = aot.stats()[0]["misses"]
-        aot.restore(plan.pipeline)
+        aot.restore(pipeline)
     worst = max(compare(ours, expected).relative_l2 for ours, expected in zip(served, eager, strict=True))
     allowed = tolerance(request.options.mode, request.dtype)
     good = worst <= allowed and not misses

@@ -13,7 +13,7 @@ import torch
 
 import aot
 from aot.artifact.certificate import compare
-from aot.building.plan import make_plan
+from aot.building.recorded import make_plan, prepare
 from aot.cache_store.local import LocalStore
 from aot.environment import GRAPH_CACHE
 from aot.errors import Miss
@@ -31,16 +31,18 @@ def main() -> None:
     (row,) = listing(LocalStore(folder))
     recipe = find(row.ref.name)
     shape = recipe.variant("tiny").shape
-    plan = make_plan(recipe, Request(recipe.name, "tiny", (shape,), gpu="cpu", options=Options()))
+    request = Request(recipe.name, "tiny", (shape,), gpu="cpu", options=Options())
+    pipeline, _ = prepare(recipe, request)
+    plan = make_plan(recipe, request, pipeline=pipeline)
     calls = [(plan.modules[call.component], *call.signature.call(call.tensors)) for call in plan.calls]
     found = {"built by": row.part("target.torch"), "loaded by": torch.__version__, "refused": False}
     with torch.inference_mode():
         eager = [module(*args, **kwargs) for module, args, kwargs in calls]
         try:
-            aot.compile_pipe(plan.pipeline, on_miss="error")
+            aot.compile_pipe(pipeline, on_miss="error")
         except Miss as error:
             found["refused"] = "target.torch" in str(error) and "other-torch" in str(error)
-        aot.compile_pipe(plan.pipeline, on_miss="error", allow=("other-torch",))
+        aot.compile_pipe(pipeline, on_miss="error", allow=("other-torch",))
         served = [module(*args, **kwargs) for module, args, kwargs in calls]
         (account,) = aot.stats()
     found["canary_s"] = round(account["seconds"].get("canary", 0.0), 2)

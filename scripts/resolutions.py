@@ -20,7 +20,7 @@ from torch._dynamo.utils import counters
 import aot
 from aot.artifact.certificate import compare
 from aot.building.build import build
-from aot.building.plan import prepare
+from aot.building.recorded import prepare
 from aot.cache_store.local import LocalStore
 from aot.cache_store.root import default_root
 from aot.environment import GRAPH_CACHE
@@ -35,7 +35,7 @@ def serve(name: str, variant: str, steps: int) -> dict[str, Any]:
     recipe = find(name)
     row = recipe.variant(variant)
     options = Options.parse({"dynamic": True})
-    request = Request(name, variant, (row.shape,), gpu="cpu", options=options, cache_layer=False)
+    request = Request(name, variant, recipe.seed_shapes, gpu="cpu", options=options, cache_layer=False)
     request.check(recipe)
     store = LocalStore(default_root(os.environ))
     built = build(request, store, progress=print, environ=os.environ)

@@ -21,6 +21,8 @@ from aot.request.shape import Shape
 from tests.shared import Shared, compile_quickly
 
 SHAPES = (Shape(64, 64), Shape(64, 96))
+# sizes that both halvings of SDXL's latents divide, and a rare one
+DYNAMIC = tuple(map(Shape.parse, ("64x64", "96x640", "640x96", "72x200")))
 
 
 def request_for(**changes: Any) -> Request:
@@ -33,7 +35,7 @@ def request_for(**changes: Any) -> Request:
 # out here, `scripts/matrix.py` every combination
 ARTIFACTS: dict[str, dict[str, Any]] = {
     "pixart-alpha": {"shapes": SHAPES},
-    "sdxl": {"shapes": (Shape(64, 64),), "options": Options.parse({"dynamic": True}), "components": ("unet",)},
+    "sdxl": {"shapes": DYNAMIC, "options": Options.parse({"dynamic": True}), "components": ("unet",)},
     "sdxl-ip-adapter": {"shapes": (Shape(64, 64),), "scope": "regional", "components": ("unet", "image_encoder")},
     "sd21": {"shapes": (Shape(128, 128),), "scope": "regional", "components": ("unet",)},
     "latte": {"shapes": (Shape(64, 64),), "scope": "regional", "components": ("transformer",)},

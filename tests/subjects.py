@@ -1,13 +1,11 @@
 """The models that mutations are tried on, and a call of each that the session's artifacts serve: one of each family."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from aot.building.plan import prepare
-from aot.model.capture import recording
+from aot.building.recorded import make_plan
 from aot.recipes import find
 from aot.request.request import Request
 from tests.conftest import ARTIFACTS, request_for
@@ -25,13 +23,11 @@ class Made:
     def __call__(self) -> Subject:
         found = find(self.recipe)
         request: Request = request_for(recipe=self.recipe, **ARTIFACTS[self.recipe])
-        pipeline, modules = prepare(found, request)
-        with recording(modules, {name: [] for name in modules}) as calls, torch.no_grad():
-            pipeline(**found.call(pipeline, request.examples(found)[0], found.min_steps, 0))
-        call = next(call for call in calls if call.component == self.path)
+        plan = make_plan(found, replace(request, scope="whole", shapes=request.shapes[:1]))
+        call = next(call for call in plan.calls if call.component == self.path)
         args, kwargs = call.signature.call(call.tensors)
         assert not args
-        return modules[self.path].eval().requires_grad_(False), kwargs
+        return plan.modules[self.path].eval().requires_grad_(False), kwargs
 
 
 SUBJECTS: dict[str, tuple[str, Made]] = {

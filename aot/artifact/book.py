@@ -7,7 +7,6 @@ from typing import Any, Self
 
 from torch import nn
 
-from aot.artifact.dynamic import DynamicRange
 from aot.artifact.promise import Promise
 from aot.cache_store.canonical import decode, encode
 from aot.cache_store.digest import Digest
@@ -18,8 +17,8 @@ from aot.model.traced import TracedCode
 from aot.model.writes import SAME
 
 FILE = "book.json"
-# since a kind knows what a first call leaves; 3: since graphs write into their arguments; 2: since traced code is compared
-_FORM = 4
+# since ranges are promises alone; 4: since a kind knows what a first call leaves; 3: since graphs write into their arguments; 2: since traced code is compared
+_FORM = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class GraphEntry:
     file: str
     signature: Signature
     outputs: Form
-    dynamic: DynamicRange | Promise | None = None
+    dynamic: Promise | None = None
     frozen: bool = False
     writes: Form = SAME  # what the call leaves in the lists it was given
     mutates: bool = False  # tensors of the call itself, which must then be handed over as they are
@@ -124,7 +123,7 @@ def _graph_from_json(value: dict[str, Any]) -> GraphEntry:
         file=value["file"],
         signature=Signature.from_json(value["signature"]),
         outputs=form_from_json(value["outputs"]),
-        dynamic=value["dynamic"] and (Promise if "ranges" in value["dynamic"] else DynamicRange).from_json(value["dynamic"]),
+        dynamic=value["dynamic"] and Promise.from_json(value["dynamic"]),
         frozen=value["frozen"],
         writes=form_from_json(value["writes"]),
         mutates=value["mutates"],

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import torch
 from aot.artifact.certificate import compare
 from aot.artifact.ledger import stats
 from aot.benchmark.measurement import Way
-from aot.building.plan import SEED, make_plan, prepare
+from aot.building.recorded import SEED, make_plan, prepare
 from aot.compiler.process import Parent
-from aot.machine.device import wait_for_device
+from aot.machine.device import Device, wait_for_device
 from aot.machine.settings import claim, complete
 from aot.model.capture import in_dtype
 from aot.model.signature import Signature, flatten
@@ -33,7 +34,7 @@ STEADY_CALLS = 5  # and how many calls of each kind it makes, at least
 
 def save_calls(recipe: Recipe, request: Request, message: Mapping[str, Any], parent: Parent) -> None:
     """Write the pipeline's calls to a file: capturing them in the measured processes would warm those up."""
-    plan = make_plan(recipe, request)
+    plan = make_plan(recipe, replace(request, options=replace(request.options, dynamic=False)))  # of the sizes that are asked for alone
     calls = [
         {"component": call.component, "signature": call.signature.to_json(), "tensors": call.tensors, "dtype": call.dtype}
         for call in plan.calls
@@ -48,6 +49,7 @@ def measure(recipe: Recipe, request: Request, message: Mapping[str, Any], parent
     claim("this bench", complete(request.options.process))  # eager too is measured as the mode has it
     with torch.no_grad():
         pipeline, modules = prepare(recipe, request)
+        pipeline.to(Device.of(request.gpu).name)
         calls = [_Call(item, modules) for item in torch.load(message["calls"], weights_only=True)]
         _import(way)
         imported = set(sys.modules)

@@ -41,9 +41,9 @@ def check_graphs(
     All of eager comes first: a graph left in place would be compared with itself. Where eager keeps something of its first calls,
     what it computes with that is compared too. Returns the certificate, and the book with what eager kept.
     """
-    calls = [*plan.calls, *plan.checks]
+    calls = plan.calls
     with torch.inference_mode():
-        expected = [timed(plan, call) for call in calls]
+        expected = [_expected(plan, call) for call in calls]
         book = _settled(plan, book)
         again = [timed(plan, call) for call in calls] if any(kind.settled for kind in book.kinds.values()) else []
         for (name, _), site in sites(book, graphs, plan.modules).items():
@@ -134,6 +134,17 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
     """A copy that lies alike in memory; an expanded one itself, which nothing can write to."""
     spec = TensorSpec.of(tensor)
     return tensor if spec.overlaps else spec.copied(tensor)
+
+
+def _expected(plan: Plan, call: Call) -> tuple[Any, float]:
+    """What eager makes of a call. Raises BuildFailed where it makes nothing: a call that was recorded without data may be beyond what
+    the model takes, and a run without data does not see it."""
+    try:
+        return timed(plan, call)
+    except Exception as error:
+        raise BuildFailed(
+            f"{call} cannot be called: {type(error).__name__}: {error}", remedy="record calls that the model itself can compute."
+        ) from error
 
 
 def timed(plan: Plan, call: Call) -> tuple[Any, float]:

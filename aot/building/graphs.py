@@ -24,7 +24,7 @@ from aot.artifact.golden import Golden
 from aot.artifact.promise import Promise, holds
 from aot.artifact.runner import Graph
 from aot.building.check import Measured, check_graphs, timed
-from aot.building.plan import Plan, Unit
+from aot.building.plan import Plan, Unit, along_axes
 from aot.building.reference import reference
 from aot.cache_store.digest import Digest
 from aot.compiler.cubin import architectures
@@ -63,7 +63,7 @@ def _compile_on(device: Device, planned: Planned, request: Compilation, director
     if parent.receive() != "go":
         return
     measured: Measured = {"compile_s": {}}
-    book = _compile(plan, request, device, directory, parent, measured)
+    plan, book = _compile(plan, request, device, directory, parent, measured)
     certificate: dict[str, Any]
     if device.simulated:
         with _stage(parent, "run the eager model on the CPU for golden outputs"):
@@ -114,9 +114,10 @@ class _Compiled:
     reason: str = ""
 
 
-def _compile(plan: Plan, request: Compilation, device: Device, directory: Path, parent: Parent, measured: Measured) -> Book:
-    """Compile every unit; then, by themselves, the calls that a graph along axes was found not to serve."""
-    entries, kinds, frozen = list[GraphEntry](), dict[Digest, Kind](), request.options.mode.freezing
+def _compile(plan: Plan, request: Compilation, device: Device, directory: Path, parent: Parent, measured: Measured) -> tuple[Plan, Book]:
+    """Compile every unit; then, by themselves, the calls that a graph along axes was found not to serve. Returns the plan with the
+    units that there are graphs of, in the order of the book's."""
+    entries, kinds, frozen, done = list[GraphEntry](), dict[Digest, Kind](), request.options.mode.freezing, list[Unit]()
     units, apart, numbers = plan.units, dict[str, str](), count()
     while units:
         files = [f"{unit.component}-{next(numbers)}.so" for unit in units]
@@ -133,6 +134,7 @@ def _compile(plan: Plan, request: Compilation, device: Device, directory: Path, 
             of, traced, where = plan.kinds[unit.kind], one.traced, (unit.component, unit.paths, unit.kind, file)
             kinds[unit.kind] = Kind(of.fingerprint, one.weights, code, of.unread)
             entries.append(GraphEntry(*where, unit.signature, traced.outputs, traced.served, frozen, traced.writes, traced.mutates))
+            done.append(unit)
             measured["compile_s"][file] = one.seconds
             if one.cubins:
                 measured.setdefault("cubins", {})[file] = one.cubins
@@ -142,7 +144,7 @@ def _compile(plan: Plan, request: Compilation, device: Device, directory: Path, 
     components = {path: fingerprint.digest for path, fingerprint in plan.fingerprints.items()}
     for fingerprint in plan.fingerprints.values():  # in regional scope no graph is of a component's kind: kept to explain a miss
         kinds.setdefault(fingerprint.digest, Kind(fingerprint))
-    return Book(tuple(entries), components, kinds)
+    return replace(plan, units=done), Book(tuple(entries), components, kinds)
 
 
 def _compile_round(
@@ -183,12 +185,14 @@ def _trusted(unit: Unit, one: _Compiled, *, compared: bool) -> _Compiled:
 
 
 def _left(unit: Unit, one: _Compiled) -> list[Unit]:
-    """The calls of a unit along axes that its graph does not serve, each by itself."""
+    """The calls of a unit along axes that its graph does not serve: along axes of their own, or each by itself where that
+    graph serves none."""
     if not isinstance(unit.dynamic, Axes):
         return []
     served = one.traced.served if one.traced else None
     apart = [found for found in unit.dynamic.signatures if served is None or served.refuses(found)]
-    return [replace(unit, signature=signature, dynamic=None) for signature in apart]
+    alone = [replace(unit, signature=signature, dynamic=None) for signature in apart]
+    return along_axes(alone) if len(alone) < len(unit.dynamic.signatures) else alone
 
 
 def _compile_unit(plan: Plan, request: Compilation, device: Device, unit: Unit, library: Path) -> _Compiled:

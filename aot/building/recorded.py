@@ -1,33 +1,45 @@
-"""Recorded: the plan of a Record. Nothing here knows any model."""
+"""Recorded: the plan of a Record, and of a recipe, whose pipeline is recorded. Nothing here knows any model."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
+import torch
 from torch import nn
 
 from aot.artifact.golden import noise
-from aot.building.plan import Plan, along_axes, by_memory, fingerprint_of, inner, key_of, kinds_of, lay_out, units_of
+from aot.building.plan import Plan, along_axes, by_memory, fingerprint_of, key_of, kinds_of, lay_out, units_of
 from aot.choice import choice
+from aot.errors import Unsupported
 from aot.machine.device import Device
 from aot.machine.sku import CPU
 from aot.model.blocks import numbered, repeated, share
-from aot.model.capture import BlockCall, Call, FakeRun, fake_run, in_dtype
+from aot.model.capture import BlockCall, Call, FakeRun, component, fake_run, in_dtype
+from aot.model.fusion import fuse_qkv
 from aot.model.recorder import RecordedCall
 from aot.model.signature import Signature
 from aot.model.tracing import mentioned, tracing
-from aot.request.record import Record
-from aot.request.recorded import Recorded
+from aot.request.compilation import Compilation
+from aot.request.recipe import Recipe
+from aot.request.record import Record, record
+from aot.request.request import Request
+
+SEED = 0
 
 _LEAST = 0.5  # of a component's weights that its blocks hold together: where they are less, the whole is compiled
 _OF_GLUE = 0.05  # of a component that is glue, one part of it that is compiled
 
 
-def plan_recorded(record: Record, request: Recorded, device: Device) -> Plan:
-    """The units that the Record's calls come to, on `device`. Raises BadInput, Unsupported."""
+def plan_recorded(record: Record, request: Compilation, device: Device, *, weights: bool = False) -> Plan:
+    """The units that the Record's calls come to, on `device`. The modules get noise for weights, unless theirs are those that the
+    build is to use (`weights`). Raises BadInput, Unsupported."""
+    for path in request.components:
+        if path in record.left:
+            raise Unsupported(f"{path} cannot be built: {record.left[path]}", remedy="leave it out of --components.")
     picked = [choice(path, known=record.modules, field="--components") for path in request.components] or list(record.modules)
-    modules = {path: _prepared(record.modules[path], request, device) for path in picked}
+    modules = {path: _prepared(record.modules[path], request, device, weights=weights) for path in picked}
     fingerprints = {path: fingerprint_of(module, device, path) for path, module in modules.items()}
     calls, blocks, unread = [], dict[str, list[str]](), dict[str, tuple[str, ...]]()
     for path, module in modules.items():
@@ -35,16 +47,44 @@ def plan_recorded(record: Record, request: Recorded, device: Device) -> Plan:
         blocks[path], unread[path], ran = _of_component(path, module, found, request.scope, device)
         calls += ran
     kinds, kind_of = kinds_of(modules, fingerprints, blocks, device, unread)
-    units = by_memory(units_of([(call, inner(call)) for call in calls], kind_of))
+    units = by_memory(units_of(calls, kind_of))
     if request.options.dynamic:
         units = along_axes(units)
-    key = key_of(request, {"recipe": record.name, "variant": "recorded"}, modules, fingerprints, units)
-    return Plan(None, modules, fingerprints, kinds, calls, [], units, key)
+    return Plan(modules, fingerprints, kinds, calls, units, key_of(request, modules, fingerprints, units))
 
 
-def _prepared(module: nn.Module, request: Recorded, device: Device) -> nn.Module:
+def make_plan(recipe: Recipe, request: Request, device: Device | None = None, *, pipeline: Any = None) -> Plan:
+    """The units that the calls of a recipe's pipeline come to, on `device`, by default the real one. There the pipeline, by default
+    a new one, has its own weights, and its modules are the plan's; for a GPU that is absent it has none. Raises what the pipeline
+    raises."""
+    device = device or Device.of(request.gpu)
+    if pipeline is None:
+        pipeline, _ = prepare(recipe, request, unweighted=device.simulated)
+    with record(pipeline, name=recipe.name) as found, torch.no_grad():
+        for example in request.examples(recipe):
+            pipeline(**recipe.call(pipeline, example, recipe.min_steps, SEED))
+    paths = tuple(item.path for item in recipe.pick(request.components))
+    return plan_recorded(found, replace(request, components=paths), device, weights=not device.simulated)
+
+
+def prepare(recipe: Recipe, request: Request, *, unweighted: bool = False) -> tuple[Any, dict[str, nn.Module]]:
+    """The pipeline as its user makes it, on the CPU, and its components by path; `unweighted`, to be recorded alone."""
+    torch.manual_seed(SEED)
+    row = recipe.variant(request.variant)
+    pipeline = recipe.pipeline(row, dtype=request.dtype, weights=request.weights, components=request.components, unweighted=unweighted)
+    modules = {item.path: component(pipeline, item.path) for item in recipe.pick(request.components)}
+    if request.fuse_qkv:
+        for module in modules.values():
+            fuse_qkv(module)
+    return pipeline, modules
+
+
+def _prepared(module: nn.Module, request: Compilation, device: Device, *, weights: bool) -> nn.Module:
     """The module on the device, as `compile_pipe` makes it before it looks at it."""
-    device.fill(module, partial(noise, weight=True))
+    if weights:
+        module.to(device.name)
+    else:
+        device.fill(module, partial(noise, weight=True))
     with device.tensors():
         lay_out(module, request.options)
     return module

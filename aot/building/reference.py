@@ -18,7 +18,7 @@ from aot.machine.device import Device
 from aot.model.capture import in_dtype
 from aot.model.twin import twin
 
-_MOST_FLOP = 3e13  # of one graph: some minutes of a build host; PixArt-XL at 1024x1024 takes 1e13
+_MOST_FLOP = 2e12  # of all graphs: about a minute of a build host. FLUX.1-dev's two blocks and decoder at 1024x1024 take 5e12
 _SPARE = 2 << 30  # bytes of memory left to others
 
 
@@ -29,12 +29,16 @@ def reference(plan: Plan, book: Book, device: Device) -> Golden | str:
     these is its own rounding, not twice that.
     """
     runs: dict[str, Callable[[list[torch.Tensor]], list[torch.Tensor]]] = {}
+    flop = 0
     for entry, unit in zip(book.graphs, plan.units, strict=True):
         module, names = plan.kinds[entry.kind].module, [name for name, _ in book.kinds[entry.kind].weights]
         with in_dtype(module, unit.dtype):
-            if why := _too_much(module, names, entry, device):
+            if why := _too_large(module, names):
                 return f"{entry.file}: {why}"
+            flop += _flop(module, entry, device)
         runs[entry.file] = partial(_eager, module, names, entry)
+    if flop > _MOST_FLOP:
+        return f"the eager model takes {flop:.0e} floating-point operations, more than {_MOST_FLOP:.0e}"
     try:
         with torch.no_grad():
             return Golden.record(book, runs, device="cpu")
@@ -46,19 +50,23 @@ def _eager(module: nn.Module, names: list[str], entry: GraphEntry, tensors: list
     return eager(module, names, entry, [tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors])
 
 
-def _too_much(module: nn.Module, names: list[str], entry: GraphEntry, device: Device) -> str:
-    """Why this host had better not run it; empty where it can."""
+def _too_large(module: nn.Module, names: list[str]) -> str:
+    """Why this host has too little memory to run it; empty where it has enough."""
     weights = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     needed = 2 * 4 * sum(weights[name].numel() for name in names)  # the weights, and what is made on the way
     free = available_memory()
     if needed + _SPARE > free:
         return f"the eager model takes {needed / 2**30:.0f} GiB in float32, and {free / 2**30:.0f} are free here"
+    return ""
+
+
+def _flop(module: nn.Module, entry: GraphEntry, device: Device) -> int:
+    """The floating-point operations of its call."""
     with device.tensors(), torch.no_grad():
         args, kwargs = entry.signature.call(entry.signature.zeros())
         with FlopCounterMode(display=False) as counted:
             cast(Any, twin(module))(*args, **kwargs)
-    flop = counted.get_total_flops()
-    return f"the eager model takes {flop:.0e} floating-point operations" if flop > _MOST_FLOP else ""
+    return int(counted.get_total_flops())
 
 
 def available_memory(system: Path = Path("/")) -> int:

@@ -24,7 +24,7 @@ def recipes(json: Json = False) -> None:
 
 
 _MODES = [*COMBINATIONS, *(f"{name}({word.device})" if word.device else name for name, word in WORDS.items())]
-_COLUMNS = ("recipe", "about", "components", "divisor", "dynamic graphs", "scopes", "modes", "fuse_qkv", "variants", "--shapes seed")
+_COLUMNS = ("recipe", "about", "components", "divisor", "scopes", "modes", "fuse_qkv", "variants", "--shapes seed")
 
 
 def _words(row: dict[str, Any]) -> tuple[str, ...]:
@@ -33,7 +33,6 @@ def _words(row: dict[str, Any]) -> tuple[str, ...]:
         row["about"],
         " ".join(item["path"] + ("?" if item["optional"] else "") for item in row["components"]),
         str(row["divisor"]),
-        "; ".join(f"{item['path']}: multiples of {', '.join(item['buckets'])}" for item in row["components"] if item["varies"]),
         " ".join(row["scopes"]),
         " ".join(row["modes"]),
         "yes" if row["fuse_qkv"] else "no",
@@ -58,24 +57,14 @@ def _published(family: Family) -> dict[str, Any]:
 
 def _words_of(row: dict[str, Any]) -> tuple[str, ...]:
     sizes = " ".join(f"{variant['variant']}({variant['call']['height']}x{variant['call']['width']})" for variant in row["variants"])
-    found = "all that it calls", "", "sizes that are recorded, and between (--dynamic)"
-    return row["recipe"], row["about"], *found, " ".join(row["scopes"]), " ".join(row["modes"]), "no", sizes, ""
+    return row["recipe"], row["about"], "all that it calls", "", " ".join(row["scopes"]), " ".join(row["modes"]), "no", sizes, ""
 
 
 def _row(recipe: Recipe) -> dict[str, Any]:
     return {
         "recipe": recipe.name,
         "about": recipe.about,
-        "components": [
-            {
-                "path": item.path,
-                "optional": item.optional,
-                "blocks": list(item.blocks),
-                "buckets": list(map(str, recipe.buckets(item))),
-                "varies": "encoder" not in item.path,
-            }
-            for item in recipe.components
-        ],
+        "components": [{"path": item.path, "optional": item.optional} for item in recipe.components],
         "divisor": recipe.divisor,
         "scopes": list(SCOPES),
         "modes": _MODES,

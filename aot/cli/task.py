@@ -66,8 +66,7 @@ def _do(name: str, message: dict[str, Any], parent: Parent) -> None:
 
 def _build(name: str, message: dict[str, Any], parent: Parent) -> None:
     from aot.building.graphs import Planned, compile_artifact, fill_cache
-    from aot.building.plan import make_plan
-    from aot.building.recorded import plan_recorded
+    from aot.building.recorded import make_plan, plan_recorded
 
     request: Compilation
     planned: Planned

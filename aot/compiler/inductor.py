@@ -16,13 +16,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from aot.artifact.dynamic import DynamicRange
 from aot.artifact.promise import Promise
 from aot.artifact.runner import beside
 from aot.cache_store.errors import CodedError
 from aot.choice import choice
 from aot.compiler.mutation import mutates
-from aot.compiler.sizes import along, guards, promise, symbols
+from aot.compiler.sizes import along, guards, promise
 from aot.errors import BuildFailed, Unsupported
 from aot.model.axes import Axes
 from aot.model.formula import Formula
@@ -59,7 +58,7 @@ class Traced:
     writes: Form
     code: TracedCode
     mutates: bool
-    served: DynamicRange | Promise | None
+    served: Promise | None
     suspected: tuple[Formula, ...] = ()  # what the compiler took for granted beside, which may be no matter
 
 
@@ -135,12 +134,12 @@ def compile_graph(
     signature: Signature,
     tensors: list[torch.Tensor],
     *,
-    dynamic: DynamicRange | Axes | None,
+    dynamic: Axes | None,
     configuration: Configuration,
     library: Path,
 ) -> Traced:
-    """Compile `module` for calls of `signature`, or of all of `dynamic`, into the shared library `library`. Along axes, which calls
-    that comes to is read off what was traced.
+    """Compile `module` for calls of `signature`, or along the axes `dynamic`, into the shared library `library`. Along axes, which
+    calls that comes to is read off what was traced.
 
     Traced is a twin: `module` stays as it is. `tensors` are of the signature; like the weights they may be fakes. The library
     takes the module's weights (in the order of LiveWeights.names; none under freezing), then the call's tensors. Raises
@@ -149,7 +148,7 @@ def compile_graph(
     names, weights = _inputs(module, configuration)
     traced = twin(module)
     wrapped = _WeightsInside(traced, signature) if configuration.frozen else _WeightsAsInputs(traced, names, signature)
-    shapes = None if dynamic is None else ([None] * len(weights), along(dynamic) if isinstance(dynamic, Axes) else symbols(dynamic))
+    shapes = None if dynamic is None else ([None] * len(weights), along(dynamic))
     package = library.with_suffix(".pt2")
     try:
         with torch.no_grad():
@@ -157,13 +156,13 @@ def compile_graph(
                 program = torch.export.export(wrapped, (weights, tensors), dynamic_shapes=shapes, strict=False)
             code = TracedCode.of(codes, module)
             writes = mutates(program, program.graph_signature.user_inputs[len(weights) :])
-            served = promise(program, dynamic, signature) if isinstance(dynamic, Axes) else dynamic
+            served = promise(program, dynamic, signature) if dynamic else None
             torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=configuration.of_inductor())
     except CodedError:
         raise
     except Exception as error:  # whatever the compiler raises is its answer; the traceback goes to the build log
         raise BuildFailed(f"{type(module).__name__} did not compile: {type(error).__name__}: {_first_line(error)}") from error
-    suspected = tuple(found for found in guards(program) if found not in served.conditions) if isinstance(served, Promise) else ()
+    suspected = tuple(found for found in guards(program) if found not in served.conditions) if served else ()
     _extract_library(package, library)
     package.unlink()
     return Traced(wrapped.returned.form, wrapped.returned.writes, code, writes, served, suspected)

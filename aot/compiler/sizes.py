@@ -10,34 +10,10 @@ from typing import Any
 import torch
 from torch.export import Dim
 
-from aot.artifact.dynamic import DynamicRange, Extent
 from aot.artifact.promise import Pattern, Promise
 from aot.model.axes import Axes
 from aot.model.formula import Formula
 from aot.model.signature import Signature
-
-
-def symbols(dynamic: DynamicRange) -> list[Any]:
-    """`torch.export`'s dynamic shapes of the range's tensors: multiples of a height and a width, or of their product.
-
-    Where sizes are left out (`unless`), a multiple would be a promise that the model's own test of it breaks: there the
-    compiler finds the relations itself, within the same bounds.
-    """
-    least, most = (dynamic.least**2, dynamic.most**2) if dynamic.by_area else (dynamic.least, dynamic.most)
-    roots: dict[str, Any] = {}
-
-    def symbol(extent: Extent) -> Any:
-        if dynamic.unless:
-            return Dim.AUTO(min=least * extent.factor, max=most * extent.factor)
-        name = "h" * extent.by_height + "w" * extent.by_width
-        root = roots.setdefault(name, Dim(name, min=least, max=most))
-        return root if extent.factor == 1 else extent.factor * root
-
-    found = []
-    for pattern in dynamic.patterns:
-        varying = {place: symbol(extent) for place, extent in enumerate(pattern.shape) if extent.by_height or extent.by_width}
-        found.append(varying or None)
-    return found
 
 
 def along(axes: Axes) -> list[Any]:
@@ -46,8 +22,8 @@ def along(axes: Axes) -> list[Any]:
 
 
 def promise(program: torch.export.ExportedProgram, axes: Axes, signature: Signature) -> Promise:
-    """Which calls a program serves: the sizes and strides of its inputs as tracing found them, and what it took for granted of them.
-    Raises Unsupported where that cannot be checked at a call."""
+    """Which calls a program serves: the sizes and strides of its inputs as tracing found them, and what the model's code took for
+    granted of them. Raises Unsupported where that cannot be checked at a call."""
     known = _sizes(program)
 
     def extent(value: Any) -> int | Formula:
@@ -65,7 +41,8 @@ def promise(program: torch.export.ExportedProgram, axes: Axes, signature: Signat
             if name.isidentifier():
                 before = ranges.get(name, (least, most))
                 ranges[name] = max(least, before[0]), min(most, before[1])
-    made = Promise(signature.form, patterns, tuple((name, *found) for name, found in sorted(ranges.items())), guards(program))
+    hard = guards(program, of_layouts=False)
+    made = Promise(signature.form, patterns, tuple((name, *found) for name, found in sorted(ranges.items())), hard)
     made.check()
     return made
 
@@ -81,8 +58,20 @@ def _sizes(program: torch.export.ExportedProgram) -> Any:
     return _inputs_of(program)[-1].fake_mode.shape_env
 
 
-def guards(program: torch.export.ExportedProgram) -> tuple[Formula, ...]:
-    """Everything that was taken for granted of sizes up to now."""
+# where torch asks whether a tensor is a view of another: it treats sizes that are equal, or divide another, in a shorter way, and
+# all others in one that holds for these too. What the model itself asks in such words may hide behind it
+_OF_LAYOUTS = ("/torch/_refs/__init__.py", "/torch/_prims/__init__.py", "/torch/_prims_common/__init__.py")
+
+
+def guards(program: torch.export.ExportedProgram, *, of_layouts: bool = True) -> tuple[Formula, ...]:
+    """Everything that was taken for granted of sizes up to now; or all of it but what torch took for unequal where it looked at how
+    tensors lie in memory."""
     known = _sizes(program)
-    found = [known.simplify(guard.expr) for guard in known.guards]
+    kept = [guard for guard in known.guards if of_layouts or not _of_layout(guard)]
+    found = [known.simplify(guard.expr) for guard in kept]
     return tuple(dict.fromkeys(Formula(str(guard)) for guard in found if guard != True))  # noqa: E712 - sympy's own truth
+
+
+def _of_layout(guard: Any) -> bool:
+    where = getattr(guard.sloc.framework_loc, "filename", "")
+    return type(guard.expr).__name__ == "Unequality" and str(where).endswith(_OF_LAYOUTS)

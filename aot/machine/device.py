@@ -46,19 +46,6 @@ class Device:
 
         return fake_device(self.fakes)
 
-    def take(self, pipeline: Any) -> None:
-        """Bring the pipeline here, with a scheduler that it can call."""
-        if self.fakes is None:
-            if self.name != CPU:
-                pipeline.to(self.name)
-            return
-        from aot.machine.simulated import schedule_on_cpu, to_fake
-        from aot.model.capture import modules_of
-
-        for module in modules_of(pipeline).values():
-            to_fake(module, self.fakes)
-        pipeline.scheduler = schedule_on_cpu(pipeline.scheduler, self.fakes)
-
     def fill(self, module: nn.Module, made: Callable[[TensorSpec, int], torch.Tensor]) -> None:
         """Bring a module whose weights have no memory here: as fakes on a simulated device, else as what `made` of their specs and
         places in the module."""

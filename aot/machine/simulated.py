@@ -9,20 +9,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from copy import copy
-from dataclasses import replace
-from functools import _lru_cache_wrapper, partial, wraps
+from functools import _lru_cache_wrapper, partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from aot.machine.sku import Sku
 from aot.model.hollow import replace_weights
-from aot.model.signature import TensorSpec, fill, flatten
 
 DEVICE = "cuda:0"
 # whose caches remember what a device answered
@@ -203,81 +200,6 @@ def fake_device(mode: FakeTensorMode) -> Iterator[None]:
 def to_fake(module: nn.Module, mode: FakeTensorMode) -> None:
     """Replace the weights of `module` by fakes of the same metadata on the simulated device; what is tied stays tied."""
     replace_weights(module, partial(_fake, mode=mode), partial(_fake, mode=mode))
-
-
-def schedule_on_cpu(scheduler: Any, mode: FakeTensorMode) -> Any:
-    """A scheduler like `scheduler` for a pipeline whose tensors are fakes: it computes on the CPU, on zeros, and answers with fakes.
-
-    Schedulers look their step up by the value of a timestep, which a fake has not. Sizes, strides and dtypes are the real
-    method's own.
-    """
-    real, state = copy(scheduler), _Schedule()
-
-    def around(method: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(method)  # pipelines look at the parameters that a scheduler's step takes
-        def call(*args: Any, **kwargs: Any) -> Any:
-            tensors: list[torch.Tensor] = []
-            form = flatten((args, {name: value for name, value in kwargs.items() if name != "generator"}), tensors)
-            with unset_fake_temporarily():
-                plain, named = fill(form, iter([_on_cpu(tensor, state) for tensor in tensors]))
-                real.timesteps = state.timesteps
-                found = method(*plain, **named)
-            real.timesteps = state.shown
-            return _to_fakes(found, mode)
-
-        return call
-
-    def set_timesteps(*args: Any, **kwargs: Any) -> None:
-        with unset_fake_temporarily():
-            type(real).set_timesteps(real, *args, **{**kwargs, "device": "cpu"})
-        state.begin(real.timesteps, _to_fakes(real.timesteps, mode))
-        real.timesteps = state.shown
-
-    step = around(real.step)
-
-    @wraps(real.step)
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        found = step(*args, **kwargs)
-        state.place += 1
-        return found
-
-    real.set_timesteps = wraps(real.set_timesteps)(set_timesteps)
-    real.step, real.scale_model_input = counted, around(getattr(real, "scale_model_input", _unscaled))
-    return real
-
-
-class _Schedule:
-    """The steps of a run: what they are, what the pipeline is shown of them, and which is next."""
-
-    timesteps: Any = None
-    shown: Any = None
-    place = 0
-
-    def begin(self, timesteps: torch.Tensor, shown: torch.Tensor) -> None:
-        self.timesteps, self.shown, self.place = timesteps, shown, 0
-
-
-def _unscaled(sample: Any, *_: Any) -> Any:
-    return sample
-
-
-def _on_cpu(tensor: torch.Tensor, state: _Schedule) -> torch.Tensor:
-    """Zeros like a fake; in place of a timestep, which has no dimensions, the one that it is."""
-    if not isinstance(tensor, FakeTensor):
-        return tensor
-    if tensor.dim() == 0 and state.timesteps is not None:
-        found: torch.Tensor = state.timesteps[state.place]
-        return found
-    return replace(TensorSpec.of(tensor), device="cpu").zeros()
-
-
-def _to_fakes(value: Any, mode: FakeTensorMode) -> Any:
-    """The value with each tensor as a fake on the simulated device."""
-    if not isinstance(value, torch.Tensor | tuple):
-        return value
-    tensors: list[torch.Tensor] = []
-    form = flatten(value, tensors)
-    return fill(form, iter([_fake(tensor, mode) for tensor in tensors]))
 
 
 def _fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:

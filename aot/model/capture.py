@@ -1,9 +1,9 @@
-"""Capture: let the real pipeline say how it calls its components, with the components replaced by recorders."""
+"""Capture: what a call comes to: a run of it on fakes, which says what it returns, writes and calls."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -27,7 +27,7 @@ class BlockCall:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One way in which the pipeline calls a component, with the tensors of the first such call.
+    """One way in which the pipeline calls a component, with tensors to make such a call.
 
     `dtype` is that of the component's weights at that moment: some pipelines decode in float32 what they denoised in float16.
     """
@@ -53,11 +53,6 @@ def component(pipeline: Any, path: str) -> nn.Module:
     return found
 
 
-def block_paths(module: nn.Module, kinds: tuple[str, ...]) -> list[str]:
-    """The paths of the module's repeated blocks: its submodules of classes with these names."""
-    return [path for path, child in module.named_modules() if type(child).__name__ in kinds]
-
-
 @contextmanager
 def in_dtype(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Within, the floating weights of `module` are of `dtype`; the way back loses nothing where that one is the wider."""
@@ -75,56 +70,6 @@ def in_dtype(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 def dtype_of(module: nn.Module) -> torch.dtype:
     """The dtype of the module's first floating weight; float32 where it has none."""
     return next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), torch.float32)
-
-
-@contextmanager
-def recording(
-    modules: Mapping[str, nn.Module], blocks: Mapping[str, list[str]], fakes: FakeTensorMode | None = None
-) -> Iterator[list[Call]]:
-    """Within, a call of any of `modules` computes nothing: it is written down and answered with zeros of the right shape.
-
-    `blocks` names, by component, the submodules whose own calls are written down too; `fakes` is the mode that the weights
-    are of, where they have no data. Yields the distinct calls, in the order in which they came. The modules are as before
-    afterwards, also on error.
-    """
-    calls: list[Call] = []
-    with ExitStack() as stack:
-        for path, module in modules.items():
-            recorder = _Recorder(path, module, blocks.get(path, []), calls, fakes)
-            stack.callback(_put_back, module, vars(module).get("forward"))
-            module.forward = recorder
-        yield calls
-
-
-def _put_back(module: nn.Module, forward: Any) -> None:
-    if forward is None:
-        del module.forward
-    else:
-        module.forward = forward
-
-
-class _Recorder:
-    def __init__(self, path: str, module: nn.Module, blocks: list[str], calls: list[Call], fakes: FakeTensorMode | None) -> None:
-        self._path, self._module, self._blocks, self._calls, self._fakes = path, module, blocks, calls, fakes
-        self._forward = module.forward
-        self._convention = Convention(module.forward)
-        self._answers: dict[Signature, FakeRun] = {}
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = self._convention.canonical(args, kwargs)
-        signature, tensors = Signature.of(args, kwargs)
-        if signature not in self._answers:
-            self._answers[signature] = ran = self._fake_run(signature, tensors)
-            copies = [tensor.clone() if _dense(tensor) else tensor for tensor in tensors]
-            self._calls.append(Call(self._path, signature, copies, ran.blocks, dtype_of(self._module)))
-        return self._answers[signature].answer(args, kwargs)
-
-    def _fake_run(self, signature: Signature, tensors: list[torch.Tensor]) -> FakeRun:
-        recorder, self._module.forward = self._module.forward, self._forward
-        try:
-            return fake_run(self._module, signature, tensors, blocks=self._blocks, fakes=self._fakes)
-        finally:
-            self._module.forward = recorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +120,3 @@ def _watch(block: nn.Module, path: str, seen: list[BlockCall]) -> None:
         seen.append(BlockCall(path, signature))
 
     block.register_forward_pre_hook(write_down, with_kwargs=True)
-
-
-def _dense(tensor: torch.Tensor) -> bool:
-    """Whether a clone keeps the strides: not when elements share memory (an expanded timestep)."""
-    return 0 not in tensor.stride()

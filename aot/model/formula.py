@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from aot.errors import Unsupported
 
-Value: TypeAlias = int | bool
+Value: TypeAlias = int | float | bool
 _Code: TypeAlias = Callable[[Mapping[str, int]], Any]
 
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
@@ -36,17 +36,21 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "FloorDiv": operator.floordiv,
     "CleanDiv": operator.floordiv,
     "CeilDiv": lambda a, b: -(-a // b),
+    "IntTrueDiv": operator.truediv,
+    "ToFloat": float,
     "Max": max,
     "Min": min,
     "Eq": operator.eq,
     "Ne": operator.ne,
+    "And": lambda *all_of: all(all_of),
+    "Or": lambda *any_of: any(any_of),
 }
 _LARGEST = 32  # the exponent that a power may have
 
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """In the spelling of sympy: whole numbers, names, `+ - * // % **`, comparisons, `&`, `|`, `~`, and a few functions (Mod, Max, Eq).
+    """In the spelling of sympy: numbers, names, `+ - * // % **`, comparisons, `&`, `|`, `~`, and a few functions (Mod, Max, Eq).
 
     Made of text from anywhere: it is read by these rules and nothing of it is run.
     """
@@ -74,13 +78,13 @@ class Formula:
 def _read(text: str) -> _Code:
     try:
         return _code(ast.parse(text, mode="eval").body)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         raise _refused(text) from error
 
 
-def _code(node: ast.expr) -> _Code:  # noqa: PLR0911 - one case a kind of node
+def _code(node: ast.expr) -> _Code:
     match node:
-        case ast.Constant(value=bool() | int() as value):
+        case ast.Constant(value=bool() | int() | float() as value) if float(value).is_integer():  # 2.0 stands beside a quotient
             return lambda _: value
         case ast.Name(id=name):
             return lambda values: values[name]
@@ -99,9 +103,6 @@ def _code(node: ast.expr) -> _Code:  # noqa: PLR0911 - one case a kind of node
             return _applied(_COMPARISONS[type(op)], [_code(left), _code(right)])
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
             return _applied(_FUNCTIONS[name], list(map(_code, args)))
-        case ast.Call(func=ast.Name(id="And" | "Or" as name), args=args, keywords=[]):
-            inners = list(map(_code, args))
-            return lambda values: (all if name == "And" else any)(inner(values) for inner in inners)
         case _:
             raise _refused(ast.unparse(node))
 

@@ -36,11 +36,11 @@ def _unweighted(kind: Any, config: str | Path | Mapping[str, Any], dtype: torch.
     found: Any
     if issubclass(kind, ModelMixin):
         given = kind.load_config(config) if isinstance(config, str | Path) else dict(config)
-        with _without_memory(), _default_dtype(dtype):
+        with without_memory(), _default_dtype(dtype):
             found = kind.from_config(given)
         strict = found._keep_in_fp32_modules or ()
     elif issubclass(kind, PreTrainedModel):
-        with _without_memory():
+        with without_memory():
             found = kind._from_config(_config(kind, config), dtype=dtype)  # under transformers' own default dtype
         found.tie_weights()
         strict = {*(found._keep_in_fp32_modules_strict or ()), *((found._keep_in_fp32_modules or ()) if dtype == torch.float16 else ())}
@@ -86,7 +86,7 @@ def _config(kind: Any, config: str | Path | Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def _without_memory() -> Iterator[None]:
+def without_memory() -> Iterator[None]:
     """Within, what is registered as a parameter has no memory, and setting it to random numbers costs nothing."""
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
 
@@ -114,6 +114,11 @@ def _as_loaded(module: nn.Module, dtype: torch.dtype, in_float32: frozenset[str]
         for name, buffer in child._buffers.items():
             if buffer is not None and buffer.is_floating_point() and name not in child._non_persistent_buffers_set:
                 child._buffers[name] = buffer.to(torch.float32 if kept or name in in_float32 else dtype)
+    give_memory(module)
+
+
+def give_memory(module: nn.Module) -> None:
+    """Parameters that have no memory get some on the CPU, which nobody has touched."""
     fill(module, CPU, _untouched)
 
 

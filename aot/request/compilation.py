@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ _NOT_REGIONAL = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compilation:
+class Compilation(ABC):
     """What every build is asked for."""
 
     gpu: str
@@ -30,6 +31,11 @@ class Compilation:
     simulate: bool = False  # compile for the GPU without having it
     untuned: bool = False  # leave out what times kernels on the device, though the mode says so
     also: tuple[str, ...] = ()  # further architectures, `sm_90`
+    components: tuple[str, ...] = ()  # the paths of those that are compiled; empty: all there are
+
+    @abstractmethod
+    def about(self) -> dict[str, str]:
+        """What was asked for, as parts of a key."""
 
     def check_machine(self) -> None:
         """Raises BadInput or Unsupported, naming the field, for what this machine, scope or mode cannot be."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,54 +12,19 @@ from aot.errors import BadInput
 from aot.request.example import Example
 from aot.request.shape import Shape
 
+_LEAST = 128  # pixels a side: below, the deepest levels of a UNet have one of something
+
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline, SchedulerMixin
-
-BOUNDS = (64, 2048)  # pixels a side, of dynamic graphs: beyond, an index of a GPU kernel may need more than 32 bits
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """Sizes that one dynamic graph serves: both sides multiples of `divisor`, in pixels.
-
-    `unless` leaves out those where both sides are multiples of it too: the model computes them in another way.
-    """
-
-    divisor: int
-    unless: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.divisor} unless {self.unless}" if self.unless else str(self.divisor)
-
-    @property
-    def bounds(self) -> tuple[int, int]:
-        """The least and most of a side, in units of the divisor.
-
-        A level of one pixel is computed in another way too: with `unless`, the least side is beyond one of it.
-        """
-        return max(-(-BOUNDS[0] // self.divisor), 2, self.unless // self.divisor + 1), BOUNDS[1] // self.divisor
-
-    def holds(self, shape: Shape) -> bool:
-        """Whether the dynamic graph of this bucket serves `shape`."""
-        least, most = self.bounds
-        sides = (shape.height, shape.width)
-        divides = all(side % self.divisor == 0 and least <= side // self.divisor <= most for side in sides)
-        return divides and not (self.unless and all(side % self.unless == 0 for side in sides))
+    from diffusers import DiffusionPipeline
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """A part of the pipeline that is compiled: `path` is its dotted name there.
-
-    `blocks` are the class names of its repeated blocks; with none, regional scope compiles it whole. `optional`: only where
-    asked for by name. `buckets` are its dynamic graphs; with none, there is one of the recipe's divisor.
-    """
+    """A part of the pipeline that is compiled: `path` is its dotted name there. `optional`: only where asked for by name."""
 
     path: str
-    blocks: tuple[str, ...] = ()
     optional: bool = False
-    buckets: tuple[Bucket, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +42,18 @@ class Variant:
 class Recipe:
     """A pipeline, its components, and how to make and call it.
 
-    `scheduler()` is the pipeline's. `make(variant, components, scheduler)` returns the pipeline with random weights in
-    float32, and those of its optional parts that `components` name; `load(path_or_repo, dtype, components)` one with real
-    weights; `call(pipeline, example, steps, seed)` the keyword arguments of one call of either, the prompt embedded unless
-    the pipeline has text encoders.
+    `make(variant, components)` returns the pipeline with random weights in float32, and those of its optional parts that
+    `components` name; `load(path_or_repo, dtype, components)` one with real weights; `call(pipeline, example, steps, seed)` the
+    keyword arguments of one call of either, the prompt embedded unless the pipeline has text encoders.
     """
 
     name: str
     about: str
-    divisor: int  # of height and width, in pixels
+    divisor: int  # of height and width, in pixels: what the pipeline itself takes no other sizes than
     min_steps: int
     components: tuple[Component, ...]
     variants: Mapping[str, Variant]
-    scheduler: Callable[[], SchedulerMixin]
-    make: Callable[[Variant, tuple[str, ...], SchedulerMixin], DiffusionPipeline]
+    make: Callable[[Variant, tuple[str, ...]], DiffusionPipeline]
     load: Callable[[str, torch.dtype, tuple[str, ...]], DiffusionPipeline]
     call: Callable[[DiffusionPipeline, Example, int, int], dict[str, Any]]
     fuse_qkv: bool = True  # whether the denoiser's attention projections can be fused
@@ -107,9 +69,17 @@ class Recipe:
         usual = tuple(component for component in self.components if not component.optional)
         return tuple(known[choice(path, known=known, field="--components")] for path in paths) or usual
 
-    def buckets(self, component: Component) -> tuple[Bucket, ...]:
-        """The sizes that the dynamic graphs of `component` serve."""
-        return component.buckets or (Bucket(self.divisor),)
+    def around(self, shape: Shape) -> tuple[Shape, ...]:
+        """The sizes that one graph is made of where only `shape` is named: itself, tall and wide ones from half of a side to twice,
+        and one whose sides do not divide each other. In pixels, multiples of the divisor."""
+
+        def side(pixels: int, times: float) -> int:
+            return max(round(pixels * times / self.divisor), 1) * self.divisor
+
+        least = {pixels: min(pixels, max(side(pixels, 0.5), _LEAST)) for pixels in (shape.height, shape.width)}
+        tall = Shape(side(shape.height, 2), least[shape.width])
+        wide = Shape(least[shape.height], side(shape.width, 2))
+        return tuple(dict.fromkeys((shape, tall, wide, Shape(side(shape.height, 1.5), shape.width))))
 
     def pipeline(
         self,
@@ -118,26 +88,35 @@ class Recipe:
         dtype: str,
         weights: str | None,
         components: tuple[str, ...] = (),
-        tensors: Callable[[], AbstractContextManager[None]] = nullcontext,
+        unweighted: bool = False,
     ) -> DiffusionPipeline:
-        """The pipeline, ready to run: real weights when `weights` says where, else the variant with seeded random ones.
+        """The pipeline: real weights when `weights` says where, else the variant with seeded random ones; or `unweighted`, with
+        parameters whose memory nobody has touched, to be recorded and not to be run.
 
-        Random weights are made within `tensors()`, where a device that is only simulated gives them no data; a scheduler's
-        few numbers are looked at when it is made, and always have them. Raises BadInput when there is no such folder or
-        repository.
+        Raises BadInput when there is no such folder or repository.
         """
         import torch
 
         kind: torch.dtype = getattr(torch, dtype)
         if weights is not None:
             pipeline = self._loaded(weights, kind, components)
+        elif unweighted:
+            pipeline = self._without_weights(variant, kind, components)
         else:
-            scheduler = self.scheduler()
-            with tensors():
-                made = self.make(variant, components, scheduler)
-                pipeline = made if kind == torch.float32 else made.to(dtype=kind)
+            made = self.make(variant, components)
+            pipeline = made if kind == torch.float32 else made.to(dtype=kind)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+    def _without_weights(self, variant: Variant, dtype: torch.dtype, components: tuple[str, ...]) -> DiffusionPipeline:
+        from aot.model.capture import modules_of
+        from aot.model.unweighted import give_memory, without_memory
+
+        with without_memory():
+            made = self.make(variant, components).to(dtype=dtype)
+        for module in modules_of(made).values():
+            give_memory(module)
+        return made
 
     def _loaded(self, weights: str, dtype: torch.dtype, components: tuple[str, ...]) -> DiffusionPipeline:
         try:

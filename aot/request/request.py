@@ -11,7 +11,7 @@ from aot.errors import BadInput, Unsupported
 from aot.request.compilation import Compilation
 from aot.request.example import Example
 from aot.request.options import Options
-from aot.request.recipe import Component, Recipe
+from aot.request.recipe import Recipe
 from aot.request.shape import Shape
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -29,7 +29,6 @@ class Request(Compilation):
     batches: tuple[int, ...] = (1,)
     guidance: str = "on"  # one of GUIDANCE
     frames: tuple[int, ...] = ()  # empty: the variant's own
-    components: tuple[str, ...] = ()  # empty: all of the recipe's
     weights: str | None = None
     fuse_qkv: bool = False
 
@@ -46,9 +45,6 @@ class Request(Compilation):
             shape.check(recipe.divisor)
         choice(self.dtype, known=DTYPES, field="--dtype")
         choice(self.guidance, known=GUIDANCE, field="--guidance")
-        if self.options.dynamic:
-            for shape in self.shapes:
-                _check_dynamic(shape, recipe, recipe.pick(self.components))
         for frames in self.frames:
             _check_frames(frames, variant.frames, recipe.name)
         if self.fuse_qkv and not recipe.fuse_qkv:
@@ -56,12 +52,25 @@ class Request(Compilation):
         self.check_machine()
 
     def examples(self, recipe: Recipe) -> list[Example]:
-        """The calls of the pipeline that are asked for."""
+        """The calls of the pipeline that are asked for; with dynamic sizes, where only one is named, further ones around it."""
         frames = self.frames or (recipe.variant(self.variant).frames,)
+        shapes = recipe.around(self.shapes[0]) if self.options.dynamic and len(self.shapes) == 1 else self.shapes
         return [
             Example(shape, batch, guided, length)
-            for shape, batch, guided, length in product(self.shapes, self.batches, GUIDANCE[self.guidance], frames)
+            for shape, batch, guided, length in product(shapes, self.batches, GUIDANCE[self.guidance], frames)
         ]
+
+    def about(self) -> dict[str, str]:
+        """What was asked for, as parts of a key."""
+        return {
+            "recipe": self.recipe,
+            "variant": "weights" if self.weights else self.variant,
+            "shapes": " ".join(map(str, self.shapes)),
+            "batch": " ".join(map(str, self.batches)),
+            "guidance": self.guidance,
+            "frames": " ".join(map(str, self.frames)),
+            "dynamic": str(self.options.dynamic).lower(),
+        }
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"shapes": list(map(str, self.shapes)), "options": self.options.to_json()}
@@ -72,17 +81,6 @@ class Request(Compilation):
         options = Options.parse(value["options"])
         lists = {name: tuple(value[name]) for name in ("components", "batches", "frames", "also")}
         return cls(**value | lists | {"shapes": shapes, "options": options})
-
-
-def _check_dynamic(shape: Shape, recipe: Recipe, components: tuple[Component, ...]) -> None:
-    for component in components:
-        buckets = recipe.buckets(component)
-        if not any(bucket.holds(shape) for bucket in buckets):
-            ranges = [f"{bucket} from {bucket.bounds[0] * bucket.divisor} to {bucket.bounds[1] * bucket.divisor}" for bucket in buckets]
-            raise BadInput(
-                f"shape {shape} is outside the dynamic graphs of {recipe.name}'s {component.path}: multiples of {', '.join(ranges)}.",
-                remedy="choose a size inside, or leave --dynamic out.",
-            )
 
 
 def _check_frames(frames: int, length: int, recipe: str) -> None:

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from aot.artifact.book import Kind
-from aot.artifact.dynamic import DynamicRange
 from aot.artifact.ledger import Ledger
 from aot.artifact.promise import Promise
 from aot.artifact.runner import Graph
@@ -57,7 +56,7 @@ class ShapeBook:
 
     def __init__(self) -> None:
         self._exact: dict[Signature, Graph] = {}
-        self._ranges: dict[DynamicRange | Promise, Graph] = {}
+        self._ranges: dict[Promise, Graph] = {}
 
     def add(self, graph: Graph) -> None:
         """Take `graph` in; one that is there already for the same calls stays."""

@@ -18,7 +18,7 @@ from aot.artifact.ledger import Ledger
 from aot.artifact.opened import open_graphs
 from aot.building.build import Built, build
 from aot.building.check import check_graphs
-from aot.building.plan import make_plan
+from aot.building.recorded import make_plan
 from aot.cache_store.layer import pack
 from aot.cache_store.local import LocalStore
 from aot.errors import BadEnvironment, BadInput, OutsideTolerance

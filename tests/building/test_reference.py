@@ -10,7 +10,8 @@ from aot.artifact.golden import FILE, Golden
 from aot.artifact.ledger import Ledger
 from aot.artifact.opened import unpack
 from aot.building import reference as module
-from aot.building.plan import Plan, make_plan
+from aot.building.plan import Plan
+from aot.building.recorded import make_plan
 from aot.building.reference import available_memory, reference
 from aot.machine.device import Device
 from tests.artifacts import admitted

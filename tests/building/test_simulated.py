@@ -17,7 +17,8 @@ from torch import nn
 from aot.artifact.facts import of_wish
 from aot.artifact.key import Key
 from aot.building.build import build
-from aot.building.plan import Plan, make_plan
+from aot.building.plan import Plan
+from aot.building.recorded import make_plan
 from aot.cache_store.layer import materialise
 from aot.cache_store.local import LocalStore
 from aot.cli.request import parse, parse_options

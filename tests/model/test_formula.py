@@ -21,6 +21,9 @@ from aot.model.formula import Formula
         ("(s43 < s84) | ~(s84 > 100)", True),
         ("And(s43 < s84, Eq(s84, 10))", True),
         ("CeilDiv(s84, 4)", 3),
+        ("IntTrueDiv(s43, 4)", 1.5),
+        ("IntTrueDiv(s43, 4)*ToFloat(s84) <= 15.0", True),
+        ("Or(Eq(s43, 1), Eq(s84, 10))", True),
         ("-s43", -6),
     ],
 )

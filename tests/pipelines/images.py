@@ -131,7 +131,7 @@ def sd3() -> Made:
         caption_projection_dim=32,
         pooled_projection_dim=64,
         out_channels=4,
-        pos_embed_max_size=32,
+        pos_embed_max_size=48,
         dual_attention_layers=(0,),
         qk_norm="rms_norm",
     )
@@ -158,7 +158,7 @@ def z_image() -> Made:
         rope_theta=256.0,
         t_scale=1000.0,
         axes_dims=[8, 4, 4],
-        axes_lens=[256, 32, 32],
+        axes_lens=[256, 64, 64],
     )
     vae = kl(16, scaling_factor=0.36, shift_factor=0.12)
     pipe = without_text(ZImagePipeline, transformer=transformer, vae=vae, scheduler=flow())
