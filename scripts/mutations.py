@@ -2,6 +2,7 @@
 
     python scripts/mutations.py                          # builds the tiny models it needs, some minutes each
     python scripts/mutations.py --models unet --scopes regional --rows "a hook" "epsilon"
+    python scripts/mutations.py --models flux z-image wan --json scripts/results/mutations-today.json
 
 Every cell compares a served model with an eager one that the same was done to. Prints counts by verdict and every cell that
 is neither served exactly nor a miss; writes all cells, with the sentences of the misses, to scripts/results/mutations.json.
@@ -23,12 +24,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from aot.building.build import build
 from aot.cache_store.local import LocalStore
-from tests.conftest import ARTIFACTS, request_for
 from tests.mutations import TABLE
 from tests.serving.test_mutations import Subject, answer, verdict
-from tests.shared import compile_quickly, quiet
+from tests.shared import compile_quickly
 from tests.subjects import SUBJECTS
 
 SCOPES = ("whole", "regional")
@@ -52,12 +51,10 @@ def cells(name: str, scope: str, subject: Subject, rows: list[str]) -> Iterator[
 
 def run(name: str, scope: str, rows: list[str]) -> list[dict[str, Any]]:
     """Build the artifact of one model under one scope, and every cell of it."""
-    recipe, make = SUBJECTS[name]
     with tempfile.TemporaryDirectory() as home:
-        changes = {**ARTIFACTS[recipe], "scope": scope, "components": (make.path,), "cache_layer": False}
-        build(request_for(recipe=recipe, **changes), LocalStore(Path(home)), progress=quiet, environ=os.environ)
+        SUBJECTS[name].build(LocalStore(Path(home)), scope)
         os.environ["NEXFORT_GRAPH_CACHE"] = home
-        found = list(cells(name, scope, make(), rows))
+        found = list(cells(name, scope, SUBJECTS[name](), rows))
     for cell in found:
         if cell["verdict"].startswith(("WRONG", "RAISED")):
             print(json.dumps(cell), flush=True)

@@ -17,7 +17,7 @@ from aot.model.traced import TracedCode
 from aot.model.writes import SAME
 
 FILE = "book.json"
-# since ranges are promises alone; 4: since a kind knows what a first call leaves; 3: since graphs write into their arguments; 2: since traced code is compared
+# since ranges are promises; 4: a kind knows what a first call leaves; 3: graphs write into their arguments; 2: traced code is compared
 _FORM = 5
 
 

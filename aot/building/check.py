@@ -13,7 +13,6 @@ from aot.artifact.book import Book
 from aot.artifact.certificate import check, compare, tolerance
 from aot.artifact.golden import eager, noise
 from aot.artifact.ledger import Ledger
-from aot.artifact.promise import Promise
 from aot.artifact.runner import Graph
 from aot.building.plan import Plan, Unit
 from aot.errors import BuildFailed
@@ -85,7 +84,7 @@ def _check_ends(plan: Plan, book: Book, graphs: list[Graph], mode: Mode) -> list
     units = {(unit.component, unit.kind, unit.signature): unit for unit in plan.units}
     for graph in graphs:
         entry = graph.entry
-        if not isinstance(entry.dynamic, Promise):
+        if entry.dynamic is None:
             continue
         unit = units[entry.component, entry.kind, entry.signature]
         compared += [_at(graph, plan.kinds[entry.kind].module, book, signature, unit, mode) for signature in entry.dynamic.ends()]

@@ -21,7 +21,7 @@ import torch
 from aot.artifact.book import FILE, Book, GraphEntry, Kind
 from aot.artifact.golden import FILE as GOLDEN
 from aot.artifact.golden import Golden
-from aot.artifact.promise import Promise, holds
+from aot.artifact.promise import holds
 from aot.artifact.runner import Graph
 from aot.building.check import Measured, check_graphs, timed
 from aot.building.plan import Plan, Unit, along_axes
@@ -170,7 +170,7 @@ def _compile_round(
 def _trusted(unit: Unit, one: _Compiled, *, compared: bool) -> _Compiled:
     """With the conditions that the compiler suspects, but for those that a call breaks which is compared with eager: most choose how
     to compute, and a few decide whether it is right. Where nothing is compared all are kept."""
-    if one.traced is None or not one.traced.suspected or not isinstance(unit.dynamic, Axes) or not isinstance(one.traced.served, Promise):
+    if one.traced is None or not one.traced.suspected or unit.dynamic is None or one.traced.served is None:
         return one
     served, kept = one.traced.served, one.traced.suspected
     try:
@@ -185,14 +185,18 @@ def _trusted(unit: Unit, one: _Compiled, *, compared: bool) -> _Compiled:
 
 
 def _left(unit: Unit, one: _Compiled) -> list[Unit]:
-    """The calls of a unit along axes that its graph does not serve: along axes of their own, or each by itself where that
-    graph serves none."""
-    if not isinstance(unit.dynamic, Axes):
-        return []
+    """The calls of a unit that its graph does not serve: of those along axes along axes of their own, or each by itself where that
+    graph serves none; and those of other layouts where it writes to what it is given."""
+    others = unit.others if one.traced is None or one.traced.mutates else ()
+    left = [replace(unit, signature=signature, dynamic=None, others=()) for signature in others]
+    return left + (_off_axes(unit, unit.dynamic, one) if unit.dynamic else [])
+
+
+def _off_axes(unit: Unit, axes: Axes, one: _Compiled) -> list[Unit]:
     served = one.traced.served if one.traced else None
-    apart = [found for found in unit.dynamic.signatures if served is None or served.refuses(found)]
-    alone = [replace(unit, signature=signature, dynamic=None) for signature in apart]
-    return along_axes(alone) if len(alone) < len(unit.dynamic.signatures) else alone
+    apart = [found for found in axes.signatures if served is None or served.refuses(found)]
+    alone = [replace(unit, signature=signature, dynamic=None, others=()) for signature in apart]
+    return along_axes(alone) if len(alone) < len(axes.signatures) else alone
 
 
 def _compile_unit(plan: Plan, request: Compilation, device: Device, unit: Unit, library: Path) -> _Compiled:
@@ -206,7 +210,7 @@ def _compile_unit(plan: Plan, request: Compilation, device: Device, unit: Unit, 
         try:
             traced = compile_graph(module, unit.signature, tensors, dynamic=unit.dynamic, configuration=configuration, library=library)
         except (BuildFailed, Unsupported) as error:
-            if not isinstance(unit.dynamic, Axes):
+            if unit.dynamic is None:
                 raise
             traceback.print_exc()
             library.unlink(missing_ok=True)

@@ -28,7 +28,11 @@ from aot.request.options import Options
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One thing to compile: the submodules at `paths` share a kind and are called with one signature, or one range of them."""
+    """One thing to compile: the submodules at `paths` share a kind and are called with one signature, or along axes.
+
+    `others` are signatures of calls whose tensors lie otherwise in memory: the graph serves them by way of copies, unless it writes
+    to what it is given.
+    """
 
     component: str
     paths: tuple[str, ...]
@@ -36,6 +40,7 @@ class Unit:
     signature: Signature
     dtype: torch.dtype
     dynamic: Axes | None = None
+    others: tuple[Signature, ...] = ()
 
     def __str__(self) -> str:
         where = self.component if self.paths == ("",) else f"{self.component} block x{len(self.paths)}"
@@ -122,12 +127,30 @@ def units_of(calls: Iterable[Call], kind_of: _KindOf) -> list[Unit]:
     return [Unit(name, tuple(paths), kind, signature, dtype) for (name, kind, signature, dtype), paths in grouped.items()]
 
 
-def by_memory(units: Iterable[Unit]) -> list[Unit]:
-    """With one unit in the place of those whose calls' tensors lie alike in memory, however their strides are written."""
-    grouped: dict[tuple[str, Digest, torch.dtype, Signature], list[Unit]] = {}
-    for unit in units:
-        grouped.setdefault((unit.component, unit.kind, unit.dtype, unit.signature.memory), []).append(unit)
-    return [replace(group[0], paths=_paths(group)) for group in grouped.values()]
+def by_layout(units: Iterable[Unit], *, copies: bool) -> list[Unit]:
+    """With one unit in the place of those whose calls' tensors lie alike in memory, however their strides are written; with `copies`,
+    of those that differ in how they lie: that of most paths, where several have as many the plainest."""
+    found: list[Unit] = []
+    for unit in sorted(units, key=lambda unit: (len(unit.paths), _plain(unit.signature)), reverse=True):
+        same = (place for place, known in enumerate(found) if _serves(known, unit, copies=copies))
+        if (place := next(same, None)) is None:
+            found.append(unit)
+            continue
+        known = found[place]
+        differs = unit.signature.memory != known.signature.memory
+        found[place] = replace(known, paths=_paths([known, unit]), others=(*known.others, *([unit.signature] if differs else [])))
+    return found
+
+
+def _serves(known: Unit, unit: Unit, *, copies: bool) -> bool:
+    if (known.component, known.kind, known.dtype) != (unit.component, unit.kind, unit.dtype):
+        return False
+    return known.signature.lies_like(unit.signature) if copies else known.signature.memory == unit.signature.memory
+
+
+def _plain(signature: Signature) -> int:
+    """How many of its tensors lie row by row."""
+    return sum(list(spec.stride) == sorted(spec.stride, reverse=True) for spec in signature.specs)
 
 
 def along_axes(units: Iterable[Unit]) -> list[Unit]:
@@ -163,7 +186,8 @@ def key_of(request: Compilation, modules: dict[str, nn.Module], fingerprints: di
         **of_wish(request.options, Target.named(request.gpu)),
     }
     for path, module in modules.items():
-        signatures = sorted({str((unit.dynamic or unit.signature).digest) for unit in units if unit.component == path})
+        asked = [one for unit in units if unit.component == path for one in (unit.dynamic or unit.signature, *unit.others)]
+        signatures = sorted({str(one.digest) for one in asked})
         parts |= component_parts(path, of_module(module, fingerprints[path], request.options))
         parts[f"signatures/{path}"] = f"{len(signatures)} {Digest.of(encode(signatures))}"
     return Key(parts)

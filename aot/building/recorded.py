@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from aot.artifact.golden import noise
-from aot.building.plan import Plan, along_axes, by_memory, fingerprint_of, key_of, kinds_of, lay_out, units_of
+from aot.building.plan import Plan, along_axes, by_layout, fingerprint_of, key_of, kinds_of, lay_out, units_of
 from aot.choice import choice
 from aot.errors import Unsupported
 from aot.machine.device import Device
@@ -47,7 +47,7 @@ def plan_recorded(record: Record, request: Compilation, device: Device, *, weigh
         blocks[path], unread[path], ran = _of_component(path, module, found, request.scope, device)
         calls += ran
     kinds, kind_of = kinds_of(modules, fingerprints, blocks, device, unread)
-    units = by_memory(units_of(calls, kind_of))
+    units = by_layout(units_of(calls, kind_of), copies=not request.options.dynamic)
     if request.options.dynamic:
         units = along_axes(units)
     return Plan(modules, fingerprints, kinds, calls, units, key_of(request, modules, fingerprints, units))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import traceback
@@ -20,6 +21,9 @@ from aot.request.request import Request
 
 if TYPE_CHECKING:
     from aot.request.record import Record
+
+
+_OPENING_SECONDS = 600  # of a Record's file: the largest published models are made in 20
 
 
 def main() -> int:
@@ -93,7 +97,10 @@ def _record(message: dict[str, Any], name: str, parent: Parent) -> Record:
     kinds: dict[str, type[Source]] = {kind.__name__: kind for kind in get_args(Source)}
     found = kinds[message["source"]].from_json(message["fields"])
     if isinstance(found, Saved):
-        return found.record()
+        faulthandler.dump_traceback_later(_OPENING_SECONDS, exit=True)  # what a stranger's config asks for may have no end
+        opened = found.record()
+        faulthandler.cancel_dump_traceback_later()
+        return opened
     with stage(lambda told: parent.tell("stage", **told.to_event()), "record the pipeline's calls"):
         return found.record(name)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
-from itertools import product
+from itertools import count, product
 from typing import TYPE_CHECKING, Any
 
 from aot.errors import Unsupported
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from aot.request.record import Record
 
 FORM = 1
+_MOST_MODULES = 50_000  # ten times what the largest published model has
 _PRIVATE = ("_name_or_path", "name_or_path", "_commit_hash")  # where somebody keeps a model
 _ATTENTION = ("eager", "sdpa", "flex_attention", "math", "default")  # torch's own: others are fetched, and run, by name
 _ELSEWHERE = "build it where it is: aot.build(record, gpu=...)."
@@ -92,10 +94,29 @@ def _made(name: str, root: Mapping[str, Any], also: Collection[str]) -> nn.Modul
         raise TypeError(f"the config of {name} is no object")
     _refuse_kernels(name, root["config"], named=False)
     module, _, qualname = root["class"].partition(":")
-    found = unweighted(class_named(module, qualname, what=name, also=also), root["config"], dtype_named(root["dtype"]))
+    with _few_modules(name):
+        found = unweighted(class_named(module, qualname, what=name, also=also), root["config"], dtype_named(root["dtype"]))
     for step in root["state"]:
         _STEPS[step](found)
     return found
+
+
+@contextmanager
+def _few_modules(name: str) -> Iterator[None]:
+    """Within, making a model ends with Unsupported where it comes to more modules than any has: a number in a stranger's config."""
+    left = count(_MOST_MODULES, -1)
+
+    def one_more(*_: Any) -> None:
+        if not next(left):
+            raise Unsupported(f"{name} comes to more than {_MOST_MODULES} modules.", remedy="look at the numbers of layers in its config.")
+
+    from torch.nn.modules.module import register_module_module_registration_hook
+
+    hook = register_module_module_registration_hook(one_more)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _refuse_kernels(name: str, config: Any, *, named: bool) -> None:

@@ -17,16 +17,30 @@ from tests.pipelines import make
 O0 = {"options": {"inductor.aot_inductor.compile_wrapper_opt_level": "O0"}}
 
 
-def test_a_pipeline_is_built_from_one_call_and_served_without_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Qwen-Image: two equal blocks, complex rotary embeddings that torch's own operators compute, a decoder that writes to a list."""
+@pytest.mark.compiles
+@pytest.mark.parametrize(
+    ("name", "components"),
+    [
+        ("qwen-image", {"transformer", "vae.decoder"}),  # complex numbers, which torch's own operators compute
+        ("wan", {"transformer", "vae.decoder"}),  # a decoder that is called once a frame, and writes to a list
+        ("z-image", {"transformer", "vae.decoder"}),  # keeps tables of its first call; lists of tensors
+        ("lumina2", {"transformer", "vae.decoder"}),  # reads a tensor's numbers: its blocks alone are compiled
+        ("sdxl-img2img", {"unet", "vae.decoder", "vae.encoder"}),  # both halves of an autoencoder
+        ("flux-modular", {"transformer", "vae.decoder"}),
+    ],
+)
+def test_a_pipeline_is_built_from_one_call_and_served_without_a_miss(
+    name: str, components: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regionally, with nothing optimised; `scripts/pipelines.py` runs all there are."""
     monkeypatch.setenv("AOT_HOME", str(tmp_path / "home"))
-    pipe, call = make("qwen-image")
+    pipe, call = make(name)
 
     def picture(pipe: Any) -> Any:
-        return pipe(**{**call, "generator": torch.Generator().manual_seed(0)}, output_type="pt")[0]
+        return pipe(**{**call, "generator": torch.Generator().manual_seed(0), "output_type": "pt"})[0]
 
     built = aot.build(pipe, picture, gpu="cpu", options=O0)
-    assert built.ref.name == "qwen-image"
+    assert built.ref.name == {"sdxl-img2img": "stable-diffusion-xl-img2img"}.get(name, name)
     with torch.no_grad():
         expected = picture(pipe)
     monkeypatch.setenv("NEXFORT_GRAPH_CACHE", "1")
@@ -35,10 +49,10 @@ def test_a_pipeline_is_built_from_one_call_and_served_without_a_miss(tmp_path: P
         assert compare(picture(pipe), expected).relative_l2 <= 1e-5
     (ledger,) = aot.stats()
     assert all(ledger["hits"].values())
-    assert {name.split()[0] for name in ledger["hits"]} == {"transformer", "vae.decoder"}
+    assert {call.split()[0] for call in ledger["hits"]} == components
     assert not ledger["misses"]
     aot.restore(pipe)
-    again = aot.build(make("qwen-image")[0], picture, gpu="cpu", options=O0)
+    again = aot.build(make(name)[0], picture, gpu="cpu", options=O0)
     assert (again.digest, again.fresh) == (built.digest, False)
 
 

@@ -1,7 +1,12 @@
 import pytest
 import torch
 
+from aot.building.graphs import _Compiled, _left
+from aot.building.plan import Unit
 from aot.building.recorded import make_plan
+from aot.compiler.inductor import Traced
+from aot.model.traced import TracedCode
+from aot.model.writes import SAME
 from aot.request.options import Options
 from aot.request.shape import Shape
 from tests.conftest import SHAPES, request_for
@@ -29,14 +34,25 @@ def test_capture_leaves_the_pipeline_as_it_was() -> None:
     assert torch.equal(denoise(pipeline), denoise(make_pipe()))
 
 
-def test_identical_blocks_are_one_kind_and_the_first_is_called_otherwise() -> None:
+def test_identical_blocks_are_one_graph_though_the_first_ones_tensors_lie_otherwise() -> None:
     plan = make_plan(RECIPE, request_for(variant="small", scope="regional", shapes=(Shape(64, 64),)))
-    first, rest, decoder = plan.units
-    assert first.kind == rest.kind
-    assert first.paths == ("transformer_blocks.0",)
-    assert rest.paths == tuple(f"transformer_blocks.{index}" for index in range(1, 12))
-    assert first.signature.differs(rest.signature) == "hidden_states.stride is (2048, 128, 1), built for (2048, 1, 16)"
+    blocks, decoder = plan.units
+    assert set(blocks.paths) == {f"transformer_blocks.{index}" for index in range(12)}
+    (first,) = blocks.others
+    assert first.differs(blocks.signature) == "hidden_states.stride is (2048, 128, 1), built for (2048, 1, 16)"
     assert (decoder.component, decoder.paths) == ("vae.decoder", ("",))
+
+
+def test_calls_whose_tensors_lie_otherwise_get_a_graph_of_their_own_where_it_writes_to_them() -> None:
+    plan = make_plan(RECIPE, request_for(variant="small", scope="regional", shapes=(Shape(64, 64),)))
+    blocks = plan.units[0]
+    code = TracedCode.of({}, plan.kinds[blocks.kind].module)
+
+    def left(*, mutates: bool) -> list[Unit]:
+        return _left(blocks, _Compiled(Traced((), SAME, code, mutates, None)))
+
+    assert left(mutates=False) == []
+    assert [(unit.signature, unit.paths) for unit in left(mutates=True)] == [(blocks.others[0], blocks.paths)]
 
 
 def test_capturing_twice_gives_the_same_key() -> None:

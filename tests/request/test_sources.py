@@ -79,6 +79,8 @@ def test_a_record_of_another_model_than_can_be_made_here_is_refused(tmp_path: Pa
         load(lambda changed: root(changed).update({"class": "os:path"}))
     with pytest.raises(Unsupported, match="is a class of neither"):
         load(lambda changed: root(changed).update({"class": "diffusers.schedulers:DDIMScheduler"}))
+    with pytest.raises(Unsupported, match="more than 50000 modules"):
+        load(lambda changed: root(changed)["config"].update(num_layers=1 << 20))
     for named in ("somebody/kernels", {"": "somebody/kernels"}, {"text": ["flash_attention_2"]}):
         with pytest.raises(Unsupported, match="asks for the kernels"):
             load(lambda changed, named=named: root(changed)["config"].update(attn_implementation=named))
@@ -226,6 +228,7 @@ def test_a_recipe_file_is_a_pipeline_and_its_calls(tmp_path: Path) -> None:
         RecipeFile(str(path)).record()
 
 
+@settings(deadline=None)  # the first example imports the command line
 @example(text="a")
 @given(text=st.text(max_size=30))
 def test_the_arguments_of_a_call_are_read_or_refused(text: str) -> None:

@@ -81,12 +81,12 @@ Subject = tuple[nn.Module, Call]
 @pytest.fixture(scope="module")
 def subject(artifacts: Callable[[str], Any]) -> Callable[[str], Subject]:
     """A model of each kind and a call of it that its artifact serves."""
-    from tests.subjects import SUBJECTS
+    from tests.subjects import SHARED
 
     made: dict[str, Subject] = {}
 
     def of(name: str) -> Subject:
-        recipe, make = SUBJECTS[name]
+        recipe, make = SHARED[name]
         store, _ = artifacts(recipe)
         os.environ["NEXFORT_GRAPH_CACHE"] = str(store.root)
         if name not in made:
