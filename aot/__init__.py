@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from aot.artifact.ledger import stats
     from aot.request.record import Record, record
     from aot.serving.nexfort import compile, compile_pipe, enable, restore
+    from aot.serving.ready import ready
     from aot.verbs.build import build, plan
     from aot.verbs.lookup import lock, lookup
     from aot.verbs.pull import pull
@@ -24,6 +25,7 @@ __all__ = [
     "plan",
     "pull",
     "push",
+    "ready",
     "record",
     "restore",
     "stats",
@@ -34,6 +36,7 @@ _HOMES = {
     "stats": "aot.artifact.ledger",
     **dict.fromkeys(("Record", "record"), "aot.request.record"),
     **dict.fromkeys(("compile", "compile_pipe", "enable", "restore"), "aot.serving.nexfort"),
+    "ready": "aot.serving.ready",
     **dict.fromkeys(("build", "plan"), "aot.verbs.build"),
     **dict.fromkeys(("lock", "lookup"), "aot.verbs.lookup"),
     **{name: f"aot.verbs.{name}" for name in ("pull", "push", "verify")},

@@ -3,4 +3,5 @@
 GRAPH_CACHE = "NEXFORT_GRAPH_CACHE"  # whether and where artifacts are read: unset or 0, 1, or a store's location
 INDUCTOR_DIRECTORY = "TORCHINDUCTOR_CACHE_DIR"  # where Inductor keeps what it compiled
 SIGNING_KEY = "AOT_SIGNING_KEY"  # a file: the ed25519 key that signs beside the machine's own
+RUN = "AOT_RUN"  # set by `aot run`: the folder that a served program leaves its proof in, and finds what was asked for
 WATCH = "AOT_WATCH"  # set by `aot record`: the folder that a watched program leaves its Records in

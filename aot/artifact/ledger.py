@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -36,6 +37,9 @@ class Ledger:
     seconds: dict[str, float] = field(default_factory=dict)
     graphs: list[Counted] = field(default_factory=list)
     misses: Counter[str] = field(default_factory=Counter)  # calls not served, by the sentence that says why
+    served: dict[str, list[str]] = field(default_factory=dict)  # by component, the artifacts that its graphs are of, as name@key
+    unserved: dict[str, str] = field(default_factory=dict)  # by component, why no graph was loaded for it
+    compiled_before: int = field(default_factory=lambda: compiled_graphs())  # by torch.compile, of whomever, in this process
 
     def __deepcopy__(self, _: dict[int, Any]) -> Ledger:
         """Shared: a copied model goes on in the account of the one it was copied from."""
@@ -65,6 +69,18 @@ class Ledger:
         if new:
             log.warning("%s", kept)
 
+    def said(self) -> str:
+        """What was loaded, in one line."""
+        found = []
+        if self.served:
+            artifacts = dict.fromkeys(name for names in self.served.values() for name in names)
+            found.append(
+                f"{', '.join(sorted(self.served))}: {_many(len(self.graphs), 'graph')} from {', '.join(artifacts)}, "
+                f"{sum(self.seconds.values()):.2f} s"
+            )
+        found += [f"{path} has no graph" for path in sorted(self.unserved)]
+        return "; ".join(found if self.unserved else [*found, "nothing will compile"])
+
     def to_json(self) -> dict[str, Any]:
         hits: Counter[str] = Counter()
         for graph in self.graphs:  # graphs that differ in strides only read alike
@@ -72,10 +88,23 @@ class Ledger:
         return {
             "components": list(self.components),
             "artifacts": list(self.artifacts),
+            "served": {path: list(names) for path, names in self.served.items()},
+            "unserved": dict(self.unserved),
             "seconds": dict(self.seconds),
             "hits": dict(hits),
             "misses": dict(self.misses),
+            "compiled": compiled_graphs() - self.compiled_before,
         }
+
+
+def compiled_graphs() -> int:
+    """How many graphs torch.compile has made in this process up to now. Imports nothing: where Dynamo is not imported, none."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo else 0
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 @dataclass(slots=True)
@@ -95,6 +124,11 @@ def open_ledger(components: tuple[str, ...]) -> Ledger:
     return ledger
 
 
+def newest() -> Ledger:
+    """The account that was opened last."""
+    return _process.ledgers[-1]
+
+
 def close_ledger(ledger: Ledger) -> None:
     """Stop telling of `ledger`: what it was about was restored."""
     _process.ledgers = [other for other in _process.ledgers if other is not ledger]
@@ -103,8 +137,9 @@ def close_ledger(ledger: Ledger) -> None:
 def stats() -> list[dict[str, Any]]:
     """One entry per `compile` or `compile_pipe` that is in force, oldest first.
 
-    `artifacts`: digests loaded. `seconds`: what finding, verifying, materialising and loading took. `hits`: calls served by a
-    graph, by component and signature. `misses`: calls that were not, by the sentence that says why, of which the first hundred are
-    kept.
+    `artifacts`: digests loaded; `served`: by component those that serve it, as name@key; `unserved`: why nothing does. `seconds`: what
+    finding, verifying, materialising and loading took. `hits`: calls served by a graph, by component and signature. `misses`: calls
+    that were not, by the sentence that says why, of which the first hundred are kept. `compiled`: graphs that torch.compile has made in
+    this process since, whoever asked for them.
     """
     return [ledger.to_json() for ledger in _process.ledgers]

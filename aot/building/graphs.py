@@ -62,7 +62,9 @@ def _compile_on(device: Device, planned: Planned, request: Compilation, director
     parent.tell("key", parts=dict(plan.key.parts), units=list(map(str, plan.units)), versions=_versions(device))
     if parent.receive() != "go":
         return
-    measured: Measured = {"compile_s": {}}
+    measured: Measured = {"compile_s": {}, "weights_in_graphs": plan.covered()}
+    if plan.left:
+        measured["left"] = dict(plan.left)
     plan, book = _compile(plan, request, device, directory, parent, measured)
     certificate: dict[str, Any]
     if device.simulated:

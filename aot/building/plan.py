@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
@@ -17,6 +17,7 @@ from aot.errors import Unsupported
 from aot.machine.device import Device
 from aot.machine.target import Target
 from aot.model.axes import Axes, alike
+from aot.model.blocks import share
 from aot.model.capture import Call
 from aot.model.fingerprint import Fingerprint
 from aot.model.ip_adapter import live_scale
@@ -58,7 +59,7 @@ class KindFound:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The components, their calls, the units to compile and the key."""
+    """The components, their calls, the units to compile and the key; `left`, by component, why it is not compiled."""
 
     modules: dict[str, nn.Module]
     fingerprints: dict[str, Fingerprint]
@@ -66,6 +67,12 @@ class Plan:
     calls: list[Call]
     units: list[Unit]
     key: Key
+    left: Mapping[str, str] = field(default_factory=dict)
+
+    def covered(self) -> dict[str, float]:
+        """What of each component's weights is in what is compiled: all else of it runs eagerly."""
+        paths = {name: {path for unit in self.units if unit.component == name for path in unit.paths} for name in self.modules}
+        return {name: round(share(self.modules[name], found), 3) for name, found in paths.items()}
 
     def sites(self) -> list[nn.Module]:
         """The submodules that the units are about."""

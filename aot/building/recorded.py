@@ -15,7 +15,7 @@ from aot.choice import choice
 from aot.errors import Unsupported
 from aot.machine.device import Device
 from aot.machine.sku import CPU
-from aot.model.blocks import numbered, repeated, share
+from aot.model.blocks import large, numbered, repeated, share
 from aot.model.capture import BlockCall, Call, FakeRun, component, fake_run, in_dtype
 from aot.model.fusion import fuse_qkv
 from aot.model.recorder import RecordedCall
@@ -29,7 +29,7 @@ from aot.request.request import Request
 SEED = 0
 
 _LEAST = 0.5  # of a component's weights that its blocks hold together: where they are less, the whole is compiled
-_OF_GLUE = 0.05  # of a component that is glue, one part of it that is compiled
+_LEAVE_OUT = "leave it out: name the others with --components."
 
 
 def plan_recorded(record: Record, request: Compilation, device: Device, *, weights: bool = False) -> Plan:
@@ -37,20 +37,28 @@ def plan_recorded(record: Record, request: Compilation, device: Device, *, weigh
     build is to use (`weights`). Raises BadInput, Unsupported."""
     for path in request.components:
         if path in record.left:
-            raise Unsupported(f"{path} cannot be built: {record.left[path]}", remedy="leave it out of --components.")
+            raise Unsupported(f"{path} cannot be built: {record.left[path]}", remedy=_LEAVE_OUT)
     picked = [choice(path, known=record.modules, field="--components") for path in request.components] or list(record.modules)
-    modules = {path: _prepared(record.modules[path], request, device, weights=weights) for path in picked}
-    fingerprints = {path: fingerprint_of(module, device, path) for path, module in modules.items()}
-    calls, blocks, unread = [], dict[str, list[str]](), dict[str, tuple[str, ...]]()
-    for path, module in modules.items():
+    modules, left = dict[str, nn.Module](), dict(record.left)
+    calls, blocks, unread = list[Call](), dict[str, list[str]](), dict[str, tuple[str, ...]]()
+    for path in picked:
+        module = _prepared(record.modules[path], request, device, weights=weights)
         found = [_here(call, device) for call in record.calls if call.component == path]
-        blocks[path], unread[path], ran = _of_component(path, module, found, request.scope, device)
-        calls += ran
+        try:
+            blocks[path], unread[path], ran = _of_component(path, module, found, request.scope, device)
+        except Unsupported as error:
+            if path in request.components or len(picked) == 1:
+                raise
+            left[path] = error.message
+        else:
+            modules[path] = module
+            calls += ran
+    fingerprints = {path: fingerprint_of(module, device, path) for path, module in modules.items()}
     kinds, kind_of = kinds_of(modules, fingerprints, blocks, device, unread)
     units = by_layout(units_of(calls, kind_of), copies=not request.options.dynamic)
     if request.options.dynamic:
         units = along_axes(units)
-    return Plan(modules, fingerprints, kinds, calls, units, key_of(request, modules, fingerprints, units))
+    return Plan(modules, fingerprints, kinds, calls, units, key_of(request, modules, fingerprints, units), left)
 
 
 def make_plan(recipe: Recipe, request: Request, device: Device | None = None, *, pipeline: Any = None) -> Plan:
@@ -109,7 +117,8 @@ def _of_component(
     of the blocks."""
     if any(call.blocks for call in recorded):  # glue: what is in it is compiled, whatever the scope
         called = dict.fromkeys(block.path for call in recorded for block in call.blocks)
-        blocks = [block for block in called if share(module, [block]) >= _OF_GLUE]
+        if not (blocks := large(module, called)):
+            raise Unsupported(f"{path} reads tensors' numbers, and nothing in it is large enough to be compiled.", remedy=_LEAVE_OUT)
         return blocks, (), [_call(call, tuple(block for block in call.blocks if block.path in blocks), device) for call in recorded]
     # a part of an autoencoder is compiled whole: it is called once a picture, and its blocks differ in size
     if scope == "regional" and "." not in path:

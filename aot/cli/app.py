@@ -18,6 +18,7 @@ from aot.errors import INTERRUPTED, exit_code
 VERBS = {
     "build": "Compile a recipe, a pipeline or a Record for one machine type into an artifact of the local store.",
     "record": "Run a program unchanged, and write down what its pipelines call: a file that `aot build` builds from.",
+    "run": "Run a program unchanged, its pipelines served from artifacts, and prove at its end what was used.",
     "push": "Upload an artifact with its signatures: to the Hub in one commit, with a card that lists what the repository holds.",
     "lookup": "Tell what a store has of a recipe, and whether there is one for my machine: one request, and nothing is downloaded.",
     "pull": "Download the best artifact for this machine into the local store, and say why the others are not taken.",

@@ -123,6 +123,8 @@ def build(
     if json:
         print_json(result)
         return
+    for path, why in built.manifest.measured.get("left", {}).items():
+        print(f"left as it is, uncompiled: {path}: {why}", file=sys.stderr)
     said = "built" if built.fresh else "is there already (build again with --rebuild):"
     print(f"{said} {built.ref.name} key {built.ref.key.short} digest {built.digest.short}, {size(built.manifest.size)}", file=sys.stderr)
     print(built.digest)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -51,11 +51,12 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; one row a line and tab-separated when that is not a terminal, so that it can be piped."""
-    if not sys.stdout.isatty():
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, file: TextIO | None = None) -> None:
+    """A table on `file`, by default stdout; one row a line and tab-separated when that is not a terminal, so that it can be piped."""
+    file = file or sys.stdout
+    if not file.isatty():
         for row in [columns, *rows]:
-            print("\t".join(row))
+            print("\t".join(row), file=file)
         return
     from rich.console import Console
     from rich.table import Table
@@ -65,7 +66,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(column, no_wrap=column in ("recipe", "key", "digest"))
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(file=file).print(table)
 
 
 def print_records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

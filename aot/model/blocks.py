@@ -51,6 +51,14 @@ def numbered(module: nn.Module, mentioned: Collection[str]) -> list[str]:
     return sorted({name for name, value in own if type(value) is int and name not in mentioned})
 
 
+def large(module: nn.Module, paths: Iterable[str]) -> list[str]:
+    """Of these submodules those that hold a twentieth of the module's weights, together with the others of them that look alike."""
+    alike = defaultdict[object, list[str]](list)
+    for path in paths:
+        alike[_looks(module.get_submodule(path))].append(path)
+    return [path for group in alike.values() if share(module, group) >= _LEAST for path in group]
+
+
 def share(module: nn.Module, paths: Iterable[str]) -> float:
     """What of the module's weights these of its submodules hold."""
     return sum(_numel(module.get_submodule(path)) for path in paths) / max(_numel(module), 1)

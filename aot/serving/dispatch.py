@@ -164,6 +164,10 @@ class Dispatcher(StandIn):
         graph.hits += 1
         return outputs
 
+    def differs(self) -> str | None:
+        """What of the module is not what its graphs were built from, in words; None where they would serve it."""
+        return None if self._holds() else self._kind.differs(self._module, Fingerprint.of(self._module, served=True))
+
     def _holds(self) -> bool:
         return self._seal is not None and self._seal.holds()
 

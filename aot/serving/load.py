@@ -48,6 +48,7 @@ class Wish:
     on_miss: OnMiss
     optional: frozenset[str] = frozenset()
     allow: frozenset[Allow] = frozenset()  # differences between machines that are taken although they degrade
+    strict: bool = False  # what nothing serves is an error here, whatever serves a call that no graph serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +116,13 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
             cause = opening.problems.get(path)
             why = f"{cause.code} {cause.message.rstrip('.')}" if cause else opening.changed.get(path)
             why = why or _why(opening, found, path, fingerprints[path])
-            fall_back(modules[path], path, on_miss=on_miss, jit=jit.compiled, why=why, ledger=ledger, cause=cause)
+            policy = OnMiss.ERROR if wish.strict else on_miss
+            fall_back(modules[path], path, on_miss=policy, jit=jit.compiled, why=why, ledger=ledger, cause=cause)
         for path in optional.intersection(opening.changed) - opening.paths:
             ledger.missed(OnMiss.EAGER.sentence(path, opening.changed[path]))
         for (path, inner), site in opening.served.items():
             site.serve(ServedBy(path, here.device, on_miss, jit.compiled, ledger), None if inner else fingerprints[path])
+        log.info("%s", ledger.said())
     except BaseException:
         release()
         raise
@@ -180,6 +183,8 @@ class Opening:
 
         book, graphs = open_graphs(self.store, admitted, self.ledger, choose=choose, guard=self.guard)
         for path, built in same.items():
+            name = f"{admitted.manifest.name}@{Key(admitted.manifest.key).digest.short}"
+            self.ledger.served.setdefault(path, []).append(name)
             for (_, inner), site in sites(book, graphs, {built: self.modules[path]}).items():
                 there = self.served.get((path, inner))
                 self.served[path, inner] = there.with_more(site) if there else site
@@ -256,5 +261,6 @@ def fall_back(
             raise cause
         raise Miss(f"{path}: {why}.", remedy="build the artifact with `aot build`, or choose another on_miss.")
     ledger.missed(on_miss.sentence(path, why))
+    ledger.unserved[path] = why
     if on_miss is OnMiss.COMPILE:
         Compiled(module, jit).put()

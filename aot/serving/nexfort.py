@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -22,7 +23,7 @@ from aot.cache_store.trust import trust_keys
 from aot.choice import choice
 from aot.compiler.inductor import jit
 from aot.environment import GRAPH_CACHE
-from aot.errors import BadInput, Conflict
+from aot.errors import BadInput, Conflict, Miss
 from aot.machine.settings import claim
 from aot.machine.target import Allow, Target
 from aot.model.capture import component, modules_of
@@ -48,7 +49,13 @@ OptionsLike: TypeAlias = Options | Mapping[str, Any] | str | None
 
 
 def compile(
-    module: M, *, options: OptionsLike = None, on_miss: str = "compile", allow: Collection[str] = (), backend: str = "nexfort"
+    module: M,
+    *,
+    options: OptionsLike = None,
+    on_miss: str = "compile",
+    allow: Collection[str] = (),
+    strict: bool = False,
+    backend: str = "nexfort",
 ) -> M:
     """Compile `module` in place and return it: from an artifact where `NEXFORT_GRAPH_CACHE` allows one, else with torch.compile.
 
@@ -57,17 +64,18 @@ def compile(
     that no graph serves: `compile`, `eager` or `error`. `allow` names differences from the machine an artifact was built for
     that are taken although they degrade: `other-sku` of the same architecture, `other-torch` (only after a process of its
     own reproduced the artifact's golden outputs), `other-source` where functions that were traced have changed (only after
-    the model itself reproduced the golden outputs, which costs a call of each graph). Loading an artifact runs its author's code.
+    the model itself reproduced the golden outputs, which costs a call of each graph). With `strict` what no artifact serves is an error
+    here and now, before the first request. Loading an artifact runs its author's code.
 
     Raises BadInput for options that cannot be understood; Conflict when something compiled before in this process needs the
-    opposite of a process setting (TF32, cuDNN's benchmark) that this mode needs; under `on_miss="error"` Miss, here or at a
-    call, or here what kept an artifact from being loaded: Untrusted, Corrupt, Unreachable, Crashed, LoadFailed. Nothing else is
-    raised for a store or artifact that is absent, refused or damaged: it is logged once and counted in `aot.stats()`.
+    opposite of a process setting (TF32, cuDNN's benchmark) that this mode needs. Under `on_miss="error"` Miss, here or at a call; and
+    here, under `strict` too, what kept an artifact from being loaded: Miss, Untrusted, Corrupt, Unreachable, Crashed, LoadFailed.
+    Nothing else is raised for a store or artifact that is absent, refused or damaged: it is logged once and counted in `aot.stats()`.
     """
     choice(backend, known=("nexfort",), field="backend")
     parsed = Options.parse(options)
     with _from_the_start([module]):
-        _compile({"module": module}, parsed, on_miss, os.environ.get(GRAPH_CACHE, "0"), {}, allow)
+        _compile({"module": module}, parsed, os.environ.get(GRAPH_CACHE, "0"), {}, _policy(on_miss, allow, strict=strict))
     return module
 
 
@@ -79,6 +87,7 @@ def compile_pipe(
     ignores: tuple[str, ...] = (),
     on_miss: str = "compile",
     allow: Collection[str] = (),
+    strict: bool = False,
     backend: str = "nexfort",
 ) -> P:
     """Compile the denoisers and the VAE decoder of a diffusers pipeline in place and return the pipeline. See `compile`.
@@ -90,7 +99,8 @@ def compile_pipe(
     """
     choice(backend, known=("nexfort",), field="backend")
     location = os.environ.get(GRAPH_CACHE, "0")
-    return _compile_pipe(pipe, options, location, fuse=fuse_qkv_projections, ignores=ignores, on_miss=on_miss, allow=allow)
+    policy = _policy(on_miss, allow, strict=strict)
+    return _compile_pipe(pipe, options, location, fuse=fuse_qkv_projections, ignores=ignores, policy=policy)
 
 
 def enable(
@@ -102,6 +112,7 @@ def enable(
     ignores: tuple[str, ...] = (),
     on_miss: str = "compile",
     allow: Collection[str] = (),
+    strict: bool = False,
     trust: Collection[str] = (),
 ) -> P:
     """Serve a diffusers pipeline from the artifacts of `store` and return it: pull, trust and load in one line.
@@ -114,12 +125,11 @@ def enable(
     if trust:
         found, local = _opened(store)
         trust_keys(local.root, trust, stores=[found.location])
-    return _compile_pipe(pipe, options, store, fuse=fuse_qkv_projections, ignores=ignores, on_miss=on_miss, allow=allow)
+    policy = _policy(on_miss, allow, strict=strict)
+    return _compile_pipe(pipe, options, store, fuse=fuse_qkv_projections, ignores=ignores, policy=policy)
 
 
-def _compile_pipe(
-    pipe: P, options: OptionsLike, location: str, *, fuse: bool, ignores: tuple[str, ...], on_miss: str, allow: Collection[str]
-) -> P:
+def _compile_pipe(pipe: P, options: OptionsLike, location: str, *, fuse: bool, ignores: tuple[str, ...], policy: _Policy) -> P:
     modules = components(pipe, ignores)
     if not modules:
         raise BadInput(
@@ -132,8 +142,23 @@ def _compile_pipe(
         for module in modules.values():
             if fuse and (undo := fuse_qkv(module)):
                 on_restore(module, undo)
-        _compile(modules, parsed, on_miss, location, optional, allow)
+        _compile(modules, parsed, location, optional, policy)
     return pipe
+
+
+@dataclass(frozen=True, slots=True)
+class _Policy:
+    """What serves a call that no graph serves, what is taken although it degrades, and whether nothing to load is an error."""
+
+    on_miss: OnMiss
+    allow: frozenset[Allow]
+    strict: bool
+
+
+def _policy(on_miss: str, allow: Collection[str], *, strict: bool) -> _Policy:
+    """Raises BadInput for words that are none."""
+    allowed = frozenset(Allow(choice(word, known=list(Allow), field="allow")) for word in allow)
+    return _Policy(OnMiss(choice(on_miss, known=list(OnMiss), field="on_miss")), allowed, strict)
 
 
 @contextmanager
@@ -179,11 +204,7 @@ def parts(pipe: Any) -> Iterator[str]:
         yield from (f"{name}.{inner}" for inner, child in part.named_children() if child._modules) if coder else (name,)
 
 
-def _compile(
-    modules: dict[str, nn.Module], options: Options, on_miss: str, location: str, optional: Mapping[str, nn.Module], allow: Collection[str]
-) -> None:
-    policy = OnMiss(choice(on_miss, known=list(OnMiss), field="on_miss"))
-    allowed = frozenset(Allow(choice(word, known=list(Allow), field="allow")) for word in allow)
+def _compile(modules: dict[str, nn.Module], options: Options, location: str, optional: Mapping[str, nn.Module], policy: _Policy) -> None:
     ledger = open_ledger(tuple(modules))
     for module in modules.values():
         if undo := live_scale(module):
@@ -192,11 +213,14 @@ def _compile(
             on_restore(module, to_channels_last(module))
     share(modules.values(), partial(close_ledger, ledger))
     if location in ("", "0"):
+        if policy.strict:
+            raise Miss(f"{GRAPH_CACHE} is not set, and no artifact is read.", remedy=f"set {GRAPH_CACHE} to 1, or to a store's location.")
+        ledger.unserved |= dict.fromkeys(modules, f"{GRAPH_CACHE} is not set")
         release = claim(f"the {options.mode.title} compilation of {', '.join(modules)}", options.process)
         for module in modules.values():
             Compiled(module, partial(jit, options=options)).put()
     else:
-        wish = Wish(options, policy, frozenset(optional), allowed)
+        wish = Wish(options, policy.on_miss, frozenset(optional), policy.allow, policy.strict)
         release = _load(modules, {**modules, **optional}, location, wish=wish, ledger=ledger)
     share(modules.values(), release)
 
@@ -219,7 +243,7 @@ def _load(modules: dict[str, nn.Module], wanted: dict[str, nn.Module], location:
     except Conflict:
         raise
     except CodedError as error:  # a store, device or torch that cannot be used costs a compile, not the service
-        if wish.on_miss is OnMiss.ERROR:
+        if wish.on_miss is OnMiss.ERROR or wish.strict:
             raise
         why = f"{error.code} {error.message.rstrip('.')}"
 

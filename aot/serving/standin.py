@@ -97,10 +97,15 @@ def _same(value: Any) -> Any:
     return value
 
 
+def standing(module: nn.Module) -> list[StandIn]:
+    """What stands for `module` and its submodules."""
+    children = {id(child) for child in module.modules()}
+    return [found for found in _standing if id(found._module) in children]
+
+
 def take_away(module: nn.Module) -> None:
     """Give `module` and its submodules their forwards back. Fine where nothing stands."""
-    children = {id(child) for child in module.modules()}
-    for found in [found for found in _standing if id(found._module) in children]:
+    for found in standing(module):
         found.leave()
 
 

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +14,7 @@ from aot.errors import BadInput
 from aot.request.described import proved
 from aot.request.merged import merged
 from aot.request.saved import write
-
-BOOT = Path(__file__).parent / "boot"
+from aot.verbs.program import run_hooked
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +35,7 @@ def record_program(command: Sequence[str], output: Path) -> Ran:
     if not output.absolute().parent.is_dir():
         raise BadInput(f"-o {output}: there is no folder {output.absolute().parent}.", remedy="make it, or name another file.")
     with tempfile.TemporaryDirectory(prefix="aot-record-") as folder:
-        path = os.pathsep.join([str(BOOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        status = _run(command, {**os.environ, WATCH: folder, "PYTHONPATH": path})
+        status = run_hooked(command, {WATCH: folder})
         described = merged([json.loads(file.read_bytes()) for file in sorted(Path(folder).glob("*.json"))])
         told = [json.loads(file.read_bytes()) for file in sorted(Path(folder).glob("*.note"))]
     notes = [f"{note['pipeline']}: {note['error']}" for note in told]
@@ -59,30 +52,3 @@ def record_program(command: Sequence[str], output: Path) -> Ran:
         write(value, file)
         files[name if name not in files else f"{name}-{len(files)}"] = file
     return Ran(status, files, tuple(dict.fromkeys(notes)))
-
-
-def _run(command: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Its exit status. An interrupt goes to the program too, which ends in its own time: servers are ended so, and have a Record."""
-    try:
-        child = subprocess.Popen(list(command), env=dict(environ))
-    except OSError as error:
-        raise BadInput(f"{command[0]!r} cannot be started: {error.strerror}.", remedy="write the command as in a shell.") from error
-    with _passing_on(child):
-        while True:
-            try:
-                return child.wait()
-            except KeyboardInterrupt:
-                continue
-
-
-@contextmanager
-def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Within, what asks this process to end asks the program; only a main thread is asked."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

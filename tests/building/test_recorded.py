@@ -5,11 +5,14 @@ from __future__ import annotations
 from contextlib import suppress
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import nn
 
 from aot.artifact.book import Kind
+from aot.building.plan import Plan
 from aot.building.recorded import plan_recorded
+from aot.errors import Unsupported
 from aot.machine.device import Device
 from aot.model.fingerprint import Fingerprint
 from aot.request.options import Options
@@ -77,6 +80,39 @@ def test_a_component_whose_later_call_has_no_identity_is_left_out_whole() -> Non
         with suppress(TypeError):
             pipe.components["prior"](x=object())
     assert (found.modules, found.calls, list(found.left)) == ({}, [], ["prior"])
+
+
+class Asks(nn.Module):
+    """Looks at a number, and has no part that is worth a graph: most of its weights are its own."""
+
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(1400))
+        self.parts = nn.ModuleList([nn.Sequential(nn.Linear(8, 8, bias=False)) for _ in range(parts)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for part in self.parts:
+            x = part(x) if x.sum() > 0 else part(-x)
+        return x * self.table[0]
+
+
+def test_parts_of_glue_are_weighed_with_their_like_and_a_component_without_any_is_left_by_name() -> None:
+    def plan(parts: int, *components: str) -> Plan:
+        pipe = SimpleNamespace(components={"prior": Asks(parts), "transformer": Blocks()})
+        with record(pipe, name="both") as found, torch.no_grad():
+            for part in pipe.components.values():
+                part(torch.ones(1, 8))
+        request = Recorded(name="both", gpu="cpu", options=Options(), components=components, cache_layer=False)
+        return plan_recorded(found, request, Device.of("cpu"))
+
+    many = plan(8)  # 1 in 30 each, a quarter together
+    assert [unit.paths for unit in many.units if unit.component == "prior"] == [tuple(f"parts.{place}" for place in range(8))]
+    assert many.covered() == {"prior": 0.268, "transformer": 1.0}
+    none = plan(1)
+    assert list(none.modules) == ["transformer"]
+    assert none.left == {"prior": "prior reads tensors' numbers, and nothing in it is large enough to be compiled."}
+    with pytest.raises(Unsupported, match="nothing in it is large enough"):
+        plan(1, "prior")
 
 
 def test_a_weight_in_two_places_is_one_on_a_simulated_gpu_too() -> None:

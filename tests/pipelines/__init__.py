@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.pipelines import images, unets, videos  # noqa: F401
+from tests.pipelines import images, modular, unets, videos  # noqa: F401
 from tests.pipelines.parts import PIPELINES, Made
 
 __all__ = ["PIPELINES", "make"]

@@ -26,11 +26,11 @@ class _Awaiting:
                 def exec_module(module, execute=execute):
                     execute(module)
                     try:
-                        from aot.verbs.watched import watch
+                        from aot.verbs.hook import watch
 
                         watch(module)
                     except Exception as error:  # the program goes on, whatever is wrong with watching it
-                        print(f"aot: {name} is not watched: {type(error).__name__}: {error}", file=sys.stderr)
+                        print(f"aot: {name} is not looked at: {type(error).__name__}: {error}", file=sys.stderr)
 
                 spec.loader.exec_module = exec_module
                 return spec

@@ -1,0 +1,87 @@
+"""Served: under `aot run`, a pipeline is loaded from artifacts at its first call, and what was used is written down after each."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from aot.verbs.hook import note, write
+
+if TYPE_CHECKING:
+    from aot.artifact.ledger import Ledger
+
+ASKED = "asked.json"  # in the folder: how to load
+
+
+@dataclass(slots=True)
+class _Pipe:
+    """One pipeline: what of it was loaded, of which modules, and how often it was called."""
+
+    number: int
+    modules: tuple[int, ...] = ()
+    ledger: Ledger | None = None
+    calls: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Served:
+    """The pipelines of this process. Nothing that goes wrong with loading is the program's affair: it computes eagerly then."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._asked: dict[str, Any] = json.loads((folder / ASKED).read_text())
+        self._pipes: WeakKeyDictionary[Any, _Pipe] = WeakKeyDictionary()
+        self._numbers, self._lock, self._inside = count(), threading.Lock(), threading.local()
+
+    def call(self, pipe: Any, run: Callable[[], Any]) -> Any:
+        """At the first call, when it is on its device with its adapters, and again when its parts have become others, it is loaded."""
+        if getattr(self._inside, "now", False):
+            return run()
+        known = self._loaded(pipe)
+        self._inside.now = True
+        try:
+            return run()
+        finally:
+            self._inside.now = False
+            with known.lock:
+                known.calls += 1
+                write(self._folder / f"{os.getpid()}-{known.number}.json", self._report(pipe, known))
+
+    def _loaded(self, pipe: Any) -> _Pipe:
+        with self._lock:
+            known = self._pipes.setdefault(pipe, _Pipe(next(self._numbers)))
+            try:
+                self._load(pipe, known)
+            except Exception as error:  # noqa: BLE001 - told in the proof
+                note(self._folder, pipe, error, what="served")
+            return known
+
+    def _load(self, pipe: Any, known: _Pipe) -> None:
+        from aot.artifact.ledger import newest
+        from aot.errors import Unsupported
+        from aot.model.capture import modules_of
+        from aot.serving.nexfort import enable
+        from aot.serving.standin import standing
+
+        modules = modules_of(pipe)
+        if known.modules == (found := tuple(map(id, modules.values()))):
+            return
+        known.modules = found
+        for name, module in modules.items():
+            if any(hasattr(child, "_orig_mod") or child._compiled_call_impl is not None for child in module.modules()):
+                raise Unsupported(f"the program compiles {name} itself, which is left to it.")
+            if known.ledger is None and standing(module):
+                raise Unsupported("the program calls aot itself, which is left to it.")
+        enable(pipe, self._asked["store"], options=self._asked["options"], on_miss="eager")
+        known.ledger = newest()
+
+    def _report(self, pipe: Any, known: _Pipe) -> dict[str, Any]:
+        account = known.ledger.to_json() if known.ledger else {}
+        return {"pipeline": type(pipe).__name__, "pid": os.getpid(), "calls": known.calls, **account}
