@@ -65,13 +65,16 @@ def run(name: str, scope: str, *, axes: bool) -> dict[str, Any]:
     aot.compile_pipe(pipe, options=OPTIONS, on_miss="eager")
     loaded = time.perf_counter()
     with torch.no_grad():
-        found = [picture(pipe, times) for times in served]
-    (ledger,) = aot.stats()
+        found = [picture(pipe, times) for times in sizes]
+        (ledger,) = aot.stats()
+        found += [picture(pipe, times) for times in served[len(sizes) :]]
+    (after,) = aot.stats()
     return {
         "relative_l2": max(compare(got, wanted).relative_l2 for got, wanted in zip(found, expected, strict=True)),
         "allowed": built.manifest.certificate["tolerance_relative_l2"],
         "hits": sum(ledger["hits"].values()),
         "misses": ledger["misses"],
+        "missed_between": {why: many for why, many in after["misses"].items() if why not in ledger["misses"]},
         "left": record.left,
         "components": sorted(record.modules),
         "axes": axes,
@@ -137,7 +140,8 @@ def line(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"{row['pipeline']:<16} failed: {row['error'][:400]}"
     times = "  ".join(f"{what} {row[f'{what}_s']:.1f} s" for what in ("record", "build", "load"))
-    why = "".join(f"\n{'':17}{sentence}" for sentence in [*row["misses"], *row["left"].values()])
+    between = [f"between: {sentence}" for sentence in row["missed_between"]]
+    why = "".join(f"\n{'':17}{sentence}" for sentence in [*row["misses"], *row["left"].values(), *between])
     graphs = f"{row['graphs']} graphs" + (f" (of a kind: {row['graphs_of_a_kind']})" if row["axes"] else "")
     return f"{row['pipeline']:<16} {row['verdict']:<7} {row['relative_l2']:.1e}  {row['hits']} hits  {graphs}  {times}{why}"
 

@@ -11,14 +11,12 @@ import typer
 from aot.cli import request as asked
 from aot.cli import source as of
 from aot.cli.text import found_cubins, print_json, print_table, progress, size
-from aot.errors import Unsupported
-from aot.machine.device import is_here
+from aot.cli.wanted import wanted
 from aot.machine.sku import find_sku
-from aot.request.compilation import on_machine
-from aot.request.recorded import Recorded
 
 if TYPE_CHECKING:
     from aot.building.build import Planned
+    from aot.request.recorded import Recorded
     from aot.request.request import Request
 
 
@@ -55,42 +53,29 @@ def build(
     json: asked.Json = False,
 ) -> None:
     """Compile a recipe, a pipeline or a Record for one machine type into an artifact of the local store."""
-    options = asked.parse_options(mode, memory_format, option, dynamic=dynamic)
-    chosen = tuple(filter(None, components.split(",")))
-    request: Request | Recorded
-    source = None
-    if of.is_source(what):
-        recipes_own: dict[str, object] = {"--variant": variant, "--shape": shape, "--shapes": shapes, "--batch": batch}
-        recipes_own |= {"--guidance": guidance, "--frames": frames, "--weights": weights, "--fuse-qkv": fuse_qkv}
-        source = of.source_of(what, gpu=gpu, calls=call, dtype=dtype, revision=revision, modules=module, name=name, recipes_own=recipes_own)
-        machine = on_machine(gpu, options, here=is_here(gpu), mode_given=bool(mode), cache_layer=False, untuned=untuned, also=also)
-        request = Recorded(name=name or source.own_name, scope=scope or "regional", components=chosen, **machine)
-        request.check_machine()
-    else:
-        no_recipes_own = {"--call": call, "--revision": revision, "--module": module, "--name": name}
-        if given := next((option for option, value in no_recipes_own.items() if value), None):
-            raise Unsupported(f"{given}: a recipe has its own.", remedy="leave it out, or name a folder, a repository or a file.")
-        _, request = asked.parse(
-            what,
-            variant=variant or "full",
-            gpu=gpu,
-            shapes=shape,
-            shape_list=shapes,
-            batches=batch,
-            guidance=guidance or "on",
-            frames=frames,
-            options=options,
-            dtype=dtype or "float32",
-            scope=scope or "whole",
-            components=components,
-            weights=weights,
-            fuse_qkv=fuse_qkv,
-            cache_layer=not no_cache_layer,
-            untuned=untuned,
-            also=also,
-            mode_given=bool(mode),
-            here=is_here(gpu),
-        )
+    request, source = wanted(
+        what,
+        gpu=gpu,
+        options=asked.parse_options(mode, memory_format, option, dynamic=dynamic),
+        recipes_own={
+            "--variant": variant,
+            "--shape": shape,
+            "--shapes": shapes,
+            "--batch": batch,
+            "--guidance": guidance,
+            "--frames": frames,
+            "--weights": weights,
+            "--fuse-qkv": fuse_qkv,
+        },
+        others_own={"--call": call, "--revision": revision, "--module": module, "--name": name},
+        dtype=dtype,
+        scope=scope,
+        components=components,
+        cache_layer=not no_cache_layer,
+        untuned=untuned,
+        also=also,
+        mode_given=bool(mode),
+    )
     if request.simulate:
         _say_simulated(request)
     from aot.building.build import build as build_artifact

@@ -80,13 +80,11 @@ class ShapeBook:
         and the signature of the tensors that it is to be given."""
         if exact := self._exact.get(signature):
             return exact, signature
-        for dynamic, graph in self._ranges.items():
-            if dynamic.refuses(signature) is None:
-                taken = dynamic.taken(signature)
-                if taken == signature or not graph.entry.mutates:
-                    return graph, taken
-        alike = ((graph, built) for built, graph in self._exact.items() if not graph.entry.mutates and built.lies_like(signature))
-        return next(alike, None)
+        ranges = [(graph, taken) for dynamic, graph in self._ranges.items() if (taken := dynamic.taken(signature))]
+        if as_it_is := next((found for found in ranges if signature.seen_by(found[1]) == found[1]), None):
+            return as_it_is
+        alike = ((graph, built) for built, graph in self._exact.items() if built.lies_like(signature))
+        return next((found for found in (*alike, *ranges) if not found[0].entry.mutates), None)
 
     def nearest(self, signature: Signature) -> str:
         """Why the graph that comes nearest does not serve a call of this signature."""
