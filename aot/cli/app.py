@@ -27,7 +27,7 @@ VERBS = {
     "ls": "List the artifacts of the local store, newest first.",
     "show": "Show an artifact: every key part, layers and sizes, what the build measured, the quality certificate.",
     "check": "Say whether an artifact would be loaded on this machine: each field that differs, and what that comes to.",
-    "explain": "Say what would serve a pipeline, and what stands in the way: what is asked for against the artifacts of the store.",
+    "explain": "Say what would serve a pipeline, and what stands in the way: what is asked for against the artifacts of the local store.",
     "diff": "Say in what two artifacts differ: each part of their keys, and what it would come to.",
     "doctor": "Look at what this machine has of all that building and serving need, and say the remedy for what it lacks.",
     "bench": "Measure start-up eager, compiled cold, compiled with a warm directory and loaded from the artifact (built if absent).",

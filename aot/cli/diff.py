@@ -18,9 +18,9 @@ def diff(
     other: Annotated[str, typer.Argument(help=_WHICH, metavar="B")],
     json: Json = False,
 ) -> None:
-    """Say in what two artifacts differ: each part of their keys, and what it would come to where one is asked for and the other is there.
+    """Say in what two artifacts differ: each part of their keys, and what it would come to.
 
-    Where a name stands for several artifacts, it is the newest.
+    That is, where A is there and B is asked for. Where a name stands for several artifacts, it is the newest.
     """
     from aot.artifact.key import Key
     from aot.machine.target import Target

@@ -40,8 +40,9 @@ def explain(
     every: Annotated[bool, typer.Option("--all", help="All artifacts of such a model, not the nearest alone.")] = False,
     json: asked.Json = False,
 ) -> None:
-    """Say what would serve a pipeline, and what stands in the way: what is asked for against the artifacts of the local store, part by
-    part: blocking, degrading or harmless. Nothing is compiled or loaded.
+    """Say what would serve a pipeline, and what stands in the way: what is asked for against the artifacts of the local store.
+
+    Part by part: blocking, degrading or harmless. Nothing is compiled or loaded.
     """
     from aot.building.build import plan
     from aot.verbs.explain import explain as explained

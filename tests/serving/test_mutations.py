@@ -45,7 +45,9 @@ def verdict(expected: Answer, got: Answer) -> str:
 
 
 def _plain(returned: Any) -> torch.Tensor:
-    tensor: torch.Tensor = returned[0] if isinstance(returned, tuple) else returned
+    while isinstance(returned, tuple | list):
+        returned = returned[0]
+    tensor: torch.Tensor = returned
     return tensor.detach().as_subclass(torch.Tensor).resolve_neg().float()
 
 
