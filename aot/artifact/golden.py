@@ -17,6 +17,7 @@ from aot.artifact.book import Book, GraphEntry
 from aot.artifact.cudagraph import Run
 from aot.cache_store.canonical import decode, encode
 from aot.model.signature import TensorSpec
+from aot.model.wrapped import assemblies, put_together
 from aot.model.writes import Results
 
 FILE = "golden.json"
@@ -60,7 +61,7 @@ class Golden:
 def eager(module: nn.Module, names: list[str], entry: GraphEntry, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     """What the module itself answers to a graph's inputs: the weights of those names, then the call's tensors."""
     args, kwargs = entry.signature.call(tensors[len(names) :])
-    returned = torch.func.functional_call(module, dict(zip(names, tensors, strict=False)), args, kwargs)
+    returned = torch.func.functional_call(module, put_together(names, tensors, assemblies(module)), args, kwargs)
     return Results.of(returned, (args, kwargs), entry.signature.form, tensors[len(names) :]).tensors
 
 

@@ -21,6 +21,7 @@ from aot.model.capture import Call, in_dtype
 from aot.model.fingerprint import Fingerprint
 from aot.model.signature import Signature, TensorSpec
 from aot.model.weights import LiveWeights
+from aot.model.wrapped import assemblies
 from aot.model.writes import Results
 from aot.request.mode import Mode
 from aot.serving.dispatch import OnMiss, ServedBy
@@ -30,6 +31,8 @@ from aot.serving.standin import take_away
 Measured: TypeAlias = dict[str, Any]
 
 _TIMES_EAGER = 10  # what a graph's error may be of eager's own, where that is the larger
+# a sum that differs in its last bit rounds an activation to another one of 255 numbers: 3e-4 was measured of a whole model
+_ROUNDED = 1e-3
 
 
 def check_graphs(
@@ -113,14 +116,19 @@ def _at(graph: Graph, module: nn.Module, book: Book, signature: Signature, unit:
     with in_dtype(module, unit.dtype), torch.inference_mode():
         inputs = [*(LiveWeights(module, names).tensors() or []), *tensors]  # none of a graph that has them inside
         comparison, allowed = compare(graph.run_flat(inputs), expected), tolerance(mode, str(unit.dtype).removeprefix("torch."))
-    if comparison.relative_l2 > allowed and unit.dtype == torch.float32:
+    if comparison.relative_l2 > allowed and assemblies(module):
+        allowed = max(allowed, _TIMES_EAGER * _ROUNDED)
+    elif comparison.relative_l2 > allowed and unit.dtype == torch.float32:
         allowed = max(allowed, _TIMES_EAGER * compare(expected, answer(torch.float64)).relative_l2)
     check(comparison, what=what, allowed=allowed)
     return {"call": what, "tolerance_relative_l2": allowed, **comparison.to_json()}
 
 
 def _own_error(plan: Plan, call: Call, expected: Any) -> float:
-    """How far eager itself is from the same in float64: what no order of sums can be held to. 0 for other dtypes than float32."""
+    """How far eager itself is from the same in float64: what no order of sums can be held to. 0 for other dtypes than float32; of
+    quantised weights, which have no float64, what rounding may make of it."""
+    if assemblies(plan.modules[call.component]):
+        return _ROUNDED
     if call.dtype != torch.float32:
         return 0.0
     double = [tensor.double() if tensor.is_floating_point() else tensor for tensor in call.tensors]

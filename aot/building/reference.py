@@ -17,6 +17,7 @@ from aot.building.plan import Plan
 from aot.machine.device import Device
 from aot.model.capture import in_dtype
 from aot.model.twin import twin
+from aot.model.weights import LiveWeights
 
 _MOST_FLOP = 2e12  # of all graphs: about a minute of a build host. FLUX.1-dev's two blocks and decoder at 1024x1024 take 5e12
 _SPARE = 2 << 30  # bytes of memory left to others
@@ -52,8 +53,8 @@ def _eager(module: nn.Module, names: list[str], entry: GraphEntry, tensors: list
 
 def _too_large(module: nn.Module, names: list[str]) -> str:
     """Why this host has too little memory to run it; empty where it has enough."""
-    weights = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    needed = 2 * 4 * sum(weights[name].numel() for name in names)  # the weights, and what is made on the way
+    weights = LiveWeights(module, names).tensors() or ()
+    needed = 2 * 4 * sum(weight.numel() for weight in weights)  # the weights, and what is made on the way
     free = available_memory()
     if needed + _SPARE > free:
         return f"the eager model takes {needed / 2**30:.0f} GiB in float32, and {free / 2**30:.0f} are free here"

@@ -30,6 +30,7 @@ from aot.model.traced import TracedCode
 from aot.model.tracing import tracing
 from aot.model.twin import twin
 from aot.model.weights import LiveWeights
+from aot.model.wrapped import assemblies, put_together
 from aot.model.writes import SAME, Results
 from aot.request.mode import Setting
 from aot.request.options import Options
@@ -71,11 +72,12 @@ class _WeightsAsInputs(nn.Module):
         super().__init__()
         object.__setattr__(self, "module", module)  # hidden from export, which would lift its weights
         self.names, self.signature = names, signature
+        self.wrapped = assemblies(module)
         self.returned = _Returned()
 
     def forward(self, weights: list[torch.Tensor], tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         args, kwargs = self.signature.call(tensors)
-        returned = torch.func.functional_call(self.module, dict(zip(self.names, weights, strict=True)), args, kwargs)
+        returned = torch.func.functional_call(self.module, put_together(self.names, weights, self.wrapped), args, kwargs)
         return self.returned.take(returned, (args, kwargs), self.signature, tensors)
 
 

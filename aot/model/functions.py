@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch._ops import OpOverloadPacket
 
 from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
@@ -92,10 +93,28 @@ def functions_in(value: Any, seen: set[int] | None = None) -> Iterator[types.Fun
 
 def code_at(name: str) -> types.CodeType | None:
     """The code that a function of this name runs in this process, wherever decorators have put it; None where it is gone."""
-    qualname = name.partition(":")[2]
-    found = [function.__code__ for function in functions_in(stands_at(name))]
+    module, _, qualname = name.partition(":")
+    there = stands_at(name)
+    if isinstance(there, OpOverloadPacket):  # the function went into torch's registry of operators, which does not give it back
+        return _written(module, qualname)
+    found = [function.__code__ for function in functions_in(there)]
     generated = next((code for code in found if is_generated(code)), None)
     return next((code for code in found if code.co_qualname == qualname), generated)
+
+
+@functools.cache
+def _written(module: str, qualname: str) -> types.CodeType | None:
+    """The code of a function as the module's file has it."""
+    loader = getattr(getattr(sys.modules.get(module), "__spec__", None), "loader", None)
+    with suppress(Exception):
+        pending = [loader.get_code(module)]  # type: ignore[union-attr]
+        while pending:
+            code = pending.pop()
+            if code.co_qualname == qualname:
+                found: types.CodeType = code
+                return found
+            pending += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return None
 
 
 def is_generated(code: types.CodeType) -> bool:

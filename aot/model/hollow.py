@@ -12,6 +12,7 @@ from torch import nn
 
 from aot.model.signature import TensorSpec
 from aot.model.twin import twin
+from aot.model.wrapped import with_parts
 
 _Replaced: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
@@ -19,6 +20,8 @@ _Replaced: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 def hollow(module: nn.Module) -> nn.Module:
     """A copy of `module` whose parameters have no memory; what is tied stays tied, and buffers and plain tensors keep their numbers."""
     found = twin(module)
+    for child in found.modules():
+        vars(child).pop("extra_repr", None)  # what it prints: torchao's is no function that another process could have
     replace_weights(found, _empty, lambda buffer: buffer.detach().cpu().clone(memory_format=torch.preserve_format))
     return found
 
@@ -42,8 +45,8 @@ def replace_weights(module: nn.Module, of_parameter: _Replaced, of_buffer: _Repl
         for name, weight in child._parameters.items():
             if weight is not None:
                 if id(weight) not in replaced:
-                    replaced[id(weight)] = nn.Parameter(of_parameter(weight), requires_grad=weight.requires_grad)
+                    replaced[id(weight)] = nn.Parameter(with_parts(weight, of_parameter), requires_grad=weight.requires_grad)
                 child._parameters[name] = replaced[id(weight)]
         for name, buffer in child._buffers.items():
             if buffer is not None:
-                child._buffers[name] = of_buffer(buffer)
+                child._buffers[name] = with_parts(buffer, of_buffer)

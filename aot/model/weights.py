@@ -15,18 +15,20 @@ from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
 from aot.model.signature import TensorSpec
 from aot.model.words import PLAIN_TENSORS, class_name
+from aot.model.wrapped import INNER, Assembly, named_parts
 
 _ALIGNED = 16  # bytes: what Triton's kernels take for granted of every pointer
 
 
 class LiveWeights:
-    """Finds the weights of `module` by `names`, by default all in the order of its tree, quickly enough to do it at every call.
+    """Finds the weights of `module` by `names`, by default all in the order of its tree, quickly enough to do it at every call. Of a
+    wrapped one they are the plain tensors within.
 
     Looking again each time is what makes a weight that was moved, replaced or fused be seen; keeping a list would serve the
     old one. The cost is a pass in C over the modules' own dicts (`scripts/dispatch_cost.py` measures it).
     """
 
-    __slots__ = ("_keys", "_owners", "names")
+    __slots__ = ("_inner", "_keys", "_owners", "_wrapped", "names")
 
     def __init__(self, module: nn.Module, names: Sequence[str] | None = None) -> None:
         found = {
@@ -36,10 +38,15 @@ class LiveWeights:
             for key in owned
             if names is not None or owned[key] is not None
         }
-        self.names = list(found) if names is None else list(names)
-        places = [found.get(name, ({}, name)) for name in self.names]
+        every = (one for name, (owned, key) in found.items() for one, _ in named_parts(name, owned[key]))
+        self.names = list(every) if names is None else list(names)
+        places = [found.get(name.partition(INNER)[0], ({}, name)) for name in self.names]
         self._owners: list[dict[str, Any]] = [owned for owned, _ in places]
         self._keys = [key for _, key in places]
+        within = [(place, name.partition(INNER)[2]) for place, name in enumerate(self.names)]
+        self._inner = [(place, attrgetter(path)) for place, path in within if path]
+        own = {place: Assembly.of(self._owners[place].get(self._keys[place])) for place, _ in self._inner}  # type: ignore[arg-type]
+        self._wrapped = [(place, assembly) for place, assembly in own.items() if assembly]
 
     @classmethod
     def nowhere(cls) -> Self:
@@ -47,11 +54,18 @@ class LiveWeights:
         return cls(nn.Module(), ["nowhere"])
 
     def tensors(self) -> list[torch.Tensor] | None:
-        """The weights, in the order of `names`, None in the place of one that is there and None; None when one is nowhere."""
+        """The weights, in the order of `names`, None in the place of one that is there and None; None when one is nowhere, or is
+        wrapped otherwise than it was."""
         try:
-            return list(map(getitem, self._owners, self._keys))
-        except KeyError:
+            found = list(map(getitem, self._owners, self._keys))
+            if self._inner:
+                if len(self._wrapped) < len(self._inner) or not all(assembly.same(found[place]) for place, assembly in self._wrapped):
+                    return None
+                for place, within in self._inner:
+                    found[place] = within(found[place])
+        except (KeyError, AttributeError):
             return None
+        return found
 
     def specs(self) -> list[TensorSpec]:
         return [TensorSpec.of(tensor) for tensor in self.tensors() or ()]

@@ -31,6 +31,7 @@ NOTES = frozenset(
         *("name_or_path", "_name_or_path", "_commit_hash", "transformers_version", "_diffusers_version", "_class_name", "_auto_class"),
         INSTALLED,
         *("_use_kernels", "_weight_conversions", "model_type"),  # what from_pretrained of transformers leaves behind
+        "extra_repr",  # what a module prints, which torchao sets
         *("_use_default_values", "_is_hf_initialized", "architectures", "_pre_quantization_dtype", "hf_device_map"),
     }
 )
@@ -223,7 +224,7 @@ def weight_word(tensor: torch.Tensor, *, fakes: bool = False) -> str:
     """
     kind = type(tensor)
     if kind not in PLAIN_TENSORS and not (fakes and isinstance(tensor, FakeTensor)):
-        return _subclass_word(tensor)
+        return _subclass_word(tensor, fakes=fakes)
     if tensor.layout is not torch.strided:
         raise Unsupported(f"a weight is {str(tensor.layout).removeprefix('torch.')}, and graphs take strided ones.")
     spec = TensorSpec.of(tensor)
@@ -231,13 +232,13 @@ def weight_word(tensor: torch.Tensor, *, fakes: bool = False) -> str:
     return f"{spec}{list(spec.stride)}@{spec.device}{bits}".replace(" ", "")
 
 
-def _subclass_word(tensor: torch.Tensor) -> str:
+def _subclass_word(tensor: torch.Tensor, *, fakes: bool) -> str:
     """A tensor of another class by its inner tensors and its context, which is how torch's compiler takes it apart."""
     kind = class_name(type(tensor))
     if not hasattr(tensor, "__tensor_flatten__"):
         raise Unsupported(f"a weight is a {kind}, which graphs do not take.")
     names, context = tensor.__tensor_flatten__()
-    inner = ",".join(f"{name}:{weight_word(getattr(tensor, name))}" for name in names)
+    inner = ",".join(f"{name}:{weight_word(getattr(tensor, name), fakes=fakes)}" for name in names)
     return f"{kind}({Words().of(context)}){{{inner}}}"
 
 

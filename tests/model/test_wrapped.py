@@ -1,0 +1,115 @@
+"""Weights that are wrapper subclasses, as quantised ones are: taken apart, put together, and looked at again at every call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchao import quantization
+
+import aot
+from aot.artifact.certificate import compare
+from aot.model.fingerprint import Fingerprint
+from aot.model.hollow import hollow
+from aot.model.weights import LiveWeights
+from aot.model.wrapped import Assembly, assemblies, is_wrapped, named_parts, parts, put_together, with_parts
+
+SCHEMES: dict[str, tuple[Any, float]] = {  # and what a graph may differ from its own eager by
+    "int8 weights": (quantization.Int8WeightOnlyConfig, 1e-5),
+    "float8 weights": (quantization.Float8WeightOnlyConfig, 1e-5),
+    "int8 weights and activations": (quantization.Int8DynamicActivationInt8WeightConfig, 1e-2),
+}
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.last(self.act(self.first(x)))
+
+
+def _quantised(scheme: str = "int8 weights") -> Mlp:
+    torch.manual_seed(0)
+    module = Mlp().eval().requires_grad_(False)
+    quantization.quantize_(module, SCHEMES[scheme][0]())
+    return module
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_weight_is_put_together_of_the_tensors_within_it(scheme: str) -> None:
+    weight = _quantised(scheme).first.weight
+    assert is_wrapped(weight)
+    assert not is_wrapped(torch.ones(2))
+    inner = list(parts(weight))
+    assert len(inner) >= 2
+    assert all(type(tensor) in (torch.Tensor, nn.Parameter) for _, tensor in inner)
+    again = with_parts(weight, torch.clone)
+    assert type(again) is type(weight)
+    assert torch.equal(again.dequantize(), weight.dequantize())
+    assembly = Assembly.of(weight)
+    assert assembly is not None
+    assert assembly.same(weight)
+    assert assembly.same(again)
+    assert not assembly.same(torch.ones(128, 64))
+    assert [name for name, _ in named_parts("first.weight", weight)] == [f"first.weight!{path}" for path, _ in inner]
+
+
+def test_live_weights_are_the_tensors_within_and_nowhere_once_a_weight_is_wrapped_otherwise() -> None:
+    module = _quantised()
+    live = LiveWeights(module)
+    tensors = live.tensors()
+    assert tensors is not None
+    assert {name.partition("!")[0] for name in live.names} == {"first.weight", "first.bias", "last.weight", "last.bias"}
+    assert all(not is_wrapped(tensor) for tensor in tensors)
+    made = put_together(live.names, tensors, assemblies(module))
+    assert torch.equal(made["last.weight"].dequantize(), module.last.weight.dequantize())
+    module.last.weight = nn.Parameter(torch.ones(64, 128), requires_grad=False)
+    assert live.tensors() is None
+    assert LiveWeights(_quantised(), live.names).tensors() is not None
+    assert LiveWeights(_quantised("float8 weights"), live.names).tensors() is None
+
+
+def test_a_hollow_copy_is_of_the_same_identity_and_has_no_memory() -> None:
+    module = _quantised()
+    found = hollow(module)
+    assert {tensor.device.type for _, tensor in parts(found.first.weight)} == {"meta"}
+    assert {tensor.device.type for _, tensor in parts(module.first.weight)} == {"cpu"}
+    assert Fingerprint.of(found).digest != Fingerprint.of(Mlp()).digest
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_quantised_model_is_built_where_it_is_and_served_as_its_own_eager(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AOT_HOME", str(tmp_path / "home"))
+    module, plain, x = _quantised(scheme), Mlp().eval().requires_grad_(False), torch.randn(4, 64)
+    with torch.no_grad():
+        expected = module(x)
+        aot.build(module, lambda module: module(x), gpu="cpu", name="mlp", scope="whole")
+    monkeypatch.setenv("NEXFORT_GRAPH_CACHE", "1")
+
+    def served(model: nn.Module) -> tuple[bool, torch.Tensor]:
+        with torch.no_grad():
+            found = model(x)
+        return bool(sum(aot.stats()[-1]["hits"].values())), found
+
+    other = aot.compile(_quantised(scheme), on_miss="eager")
+    hit, found = served(other)
+    assert hit
+    assert compare(found, expected).relative_l2 <= SCHEMES[scheme][1]
+    before = sum(aot.stats()[-1]["hits"].values())
+    other.last.weight = nn.Parameter(other.last.weight.dequantize(), requires_grad=False)  # no more what was built
+    with torch.no_grad():
+        changed = other(x)
+        aot.restore(other)
+        assert compare(changed, other(x)).relative_l2 <= 1e-6
+    assert before == 1
+    aot.compile(plain, on_miss="eager")
+    assert not served(plain)[0]
+    aot.restore(plain)
