@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import (  # checked on torch 2.11.0, 2.13.0 a
 from aot.errors import Unsupported
 from aot.model.capture import BlockCall, FakeRun, dtype_of, fake_run, modules_of
 from aot.model.signature import Convention, Signature, dtype_named
+from aot.model.words import weight_word
 
 _READS_DATA = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
@@ -139,6 +140,11 @@ class Recorder:
         """The run on fakes of a call like this one, which the first of them costs."""
         key = path, signature, dtype_of(module)
         if key not in self._runs:
+            for name, weight in module.named_parameters():
+                try:
+                    weight_word(weight, fakes=True)
+                except Unsupported as error:  # GGUF's, bitsandbytes': a run on fakes would lose what they are
+                    raise Unsupported(f"weight {name}: {error.message}") from error
             self._runs[key] = self._through(lambda: fake_run(module, signature, tensors))
         return self._runs[key]
 

@@ -54,7 +54,7 @@ class Record:
     def check(self) -> None:
         """Raises BadInput where there is nothing to build, or what no other process could have."""
         if not self.calls:
-            reasons = "; ".join(f"{path}: {why}" for path, why in self.left.items())
+            reasons = "; ".join(f"{path}: {why.rstrip('.')}" for path, why in self.left.items())
             raise BadInput(
                 f"nothing was recorded of {self.name}{': ' * bool(reasons)}{reasons}.", remedy="call the pipeline while it is recorded."
             )

@@ -113,3 +113,24 @@ def test_a_quantised_model_is_built_where_it_is_and_served_as_its_own_eager(
     aot.compile(plain, on_miss="eager")
     assert not served(plain)[0]
     aot.restore(plain)
+
+
+class Packed(nn.Parameter):
+    """As GGUF's: bytes, and beside them how they are to be read."""
+
+    @staticmethod
+    def __new__(cls, data: torch.Tensor, kind: int = 8) -> Packed:
+        found: Packed = torch.Tensor._make_subclass(cls, data, False)  # type: ignore[attr-defined]
+        found.kind = kind
+        return found
+
+    kind: int
+
+
+def test_weights_of_a_class_that_nothing_takes_apart_are_refused_by_name() -> None:
+    module = Mlp().eval().requires_grad_(False)
+    module.last.weight = Packed(module.last.weight)
+    with aot.record(module, name="mlp") as found, torch.no_grad():
+        module(torch.ones(1, 64))
+    assert list(found.left) == ["module"]
+    assert "weight last.weight: a weight is a tests.model.test_wrapped.Packed, which graphs do not take" in found.left["module"]
