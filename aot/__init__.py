@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aot.artifact.ledger import stats
     from aot.request.record import Record, record
+    from aot.serving.metrics import export_metrics
     from aot.serving.nexfort import compile, compile_pipe, enable, restore
     from aot.serving.ready import ready
     from aot.verbs.build import build, plan
@@ -20,6 +21,7 @@ __all__ = [
     "compile",
     "compile_pipe",
     "enable",
+    "export_metrics",
     "lock",
     "lookup",
     "plan",
@@ -37,6 +39,7 @@ _HOMES = {
     **dict.fromkeys(("Record", "record"), "aot.request.record"),
     **dict.fromkeys(("compile", "compile_pipe", "enable", "restore"), "aot.serving.nexfort"),
     "ready": "aot.serving.ready",
+    "export_metrics": "aot.serving.metrics",
     **dict.fromkeys(("build", "plan"), "aot.verbs.build"),
     **dict.fromkeys(("lock", "lookup"), "aot.verbs.lookup"),
     **{name: f"aot.verbs.{name}" for name in ("pull", "push", "verify")},
