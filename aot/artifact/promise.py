@@ -88,9 +88,9 @@ class Promise:
         """The signature for these values, which are those of a call; or why there is none, in words."""
         for name, least, most in self.ranges:
             if not least <= values[name] <= most:
-                where, part, axis = self._places[name]
+                where, axis = self._places[name]
                 argument, _ = signature.named()[where]
-                return f"{argument}.{part}[{axis}] is {values[name]}, built for {least} to {most}"
+                return f"{argument}.shape[{axis}] is {values[name]}, built for {least} to {most}"
         try:
             return self.at(values)
         except ZeroDivisionError:
@@ -102,23 +102,20 @@ class Promise:
         return None if broken is None else f"its sizes ({sizes}) break {broken}, under which it was compiled"
 
     def values(self, signature: Signature) -> dict[str, int] | None:
-        """Those of the symbols, by the sizes and strides that are a symbol alone; all else is compared afterwards. None where there is
-        no such size."""
+        """Those of the symbols, by the sizes that are a symbol alone; all else is compared afterwards. None where there is no such size."""
         ranks = [len(pattern.shape) for pattern in self.patterns]
         if signature.form != self.form or [len(spec.shape) for spec in signature.specs] != ranks:
             return None
-        return {name: getattr(signature.specs[where], part)[axis] for name, (where, part, axis) in self._places.items()}
+        return {name: signature.specs[where].shape[axis] for name, (where, axis) in self._places.items()}
 
     @property
-    def _places(self) -> dict[str, tuple[int, str, int]]:
-        """Where each symbol stands alone: of which tensor, its shape or its strides, which axis. Strides are symbols where a tensor
-        is part of another, whose sizes they tell of."""
-        found: dict[str, tuple[int, str, int]] = {}
-        for part in ("shape", "stride"):
-            for where, pattern in enumerate(self.patterns):
-                for axis, extent in enumerate(getattr(pattern, part)):
-                    if isinstance(extent, Formula):
-                        found.setdefault(extent.text, (where, part, axis))
+    def _places(self) -> dict[str, tuple[int, int]]:
+        """Where each symbol stands alone: of which tensor, which axis."""
+        found: dict[str, tuple[int, int]] = {}
+        for where, pattern in enumerate(self.patterns):
+            for axis, extent in enumerate(pattern.shape):
+                if isinstance(extent, Formula):
+                    found.setdefault(extent.text, (where, axis))
         return {name: found[name] for name, _, _ in self.ranges}
 
     def ends(self) -> Iterator[Signature]:
@@ -128,7 +125,7 @@ class Promise:
         for values in dict.fromkeys([corners[0], corners[-1], *corners[1 : _ENDS - 1]]):
             with suppress(ZeroDivisionError):
                 signature = self.at(dict(zip(names, values, strict=True)))
-                if self.refuses(signature) is None and not any(spec.overlaps for spec in signature.specs):
+                if self.refuses(signature) is None:
                     yield signature
 
     def check(self) -> None:

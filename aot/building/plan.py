@@ -74,6 +74,15 @@ class Plan:
         paths = {name: {path for unit in self.units if unit.component == name for path in unit.paths} for name in self.modules}
         return {name: round(share(self.modules[name], found), 3) for name, found in paths.items()}
 
+    def apart(self) -> Plan:
+        """With a unit for each call in the place of those along axes."""
+        units = [
+            replace(unit, signature=signature, dynamic=None)
+            for unit in self.units
+            for signature in (unit.dynamic.signatures if unit.dynamic else (unit.signature,))
+        ]
+        return replace(self, units=units)
+
     def sites(self) -> list[nn.Module]:
         """The submodules that the units are about."""
         found = {(unit.component, path) for unit in self.units for path in unit.paths}

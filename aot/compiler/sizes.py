@@ -30,11 +30,8 @@ def promise(program: torch.export.ExportedProgram, axes: Axes, signature: Signat
         found = known.simplify(value.node.expr) if isinstance(value, torch.SymInt) else value
         return int(found) if getattr(found, "is_number", True) else Formula(str(found))
 
-    def stride(size: int, step: Any) -> int | Formula:
-        return 1 if size == 1 else extent(step)  # along what there is one of it leads nowhere
-
     patterns = tuple(
-        Pattern(tuple(map(extent, tensor.shape)), tuple(map(stride, spec.shape, tensor.stride())), spec.dtype, spec.device)
+        Pattern(tuple(map(extent, tensor.shape)), tuple(map(extent, tensor.stride())), spec.dtype, spec.device)
         for tensor, spec in zip(_inputs_of(program)[-len(signature.specs) :], signature.specs, strict=True)
     )
     ranges: dict[str, tuple[int, int]] = {}
@@ -44,11 +41,6 @@ def promise(program: torch.export.ExportedProgram, axes: Axes, signature: Signat
             if name.isidentifier():
                 before = ranges.get(name, (least, most))
                 ranges[name] = max(least, before[0]), min(most, before[1])
-    for where, pattern in enumerate(patterns):
-        for axis, step in enumerate(map(str, pattern.stride)):
-            if step.isidentifier() and step not in ranges:
-                found = [recorded.specs[where].stride[axis] for recorded in axes.signatures]
-                ranges[step] = min(found), max(found)
     hard = guards(program, of_layouts=False)
     made = Promise(signature.form, patterns, tuple((name, *found) for name, found in sorted(ranges.items())), hard)
     made.check()

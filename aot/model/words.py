@@ -31,8 +31,7 @@ NOTES = frozenset(
         *("name_or_path", "_name_or_path", "_commit_hash", "transformers_version", "_diffusers_version", "_class_name", "_auto_class"),
         INSTALLED,
         *("_use_kernels", "_weight_conversions", "model_type"),  # what from_pretrained of transformers leaves behind
-        "extra_repr",  # what a module prints, which torchao sets
-        *("_use_default_values", "_is_hf_initialized", "architectures", "_pre_quantization_dtype", "hf_device_map"),
+        *("extra_repr", "_use_default_values", "_is_hf_initialized", "architectures", "_pre_quantization_dtype", "hf_device_map"),
     }
 )
 PLAIN_TENSORS = (torch.Tensor, nn.Parameter)

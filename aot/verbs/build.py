@@ -133,7 +133,7 @@ def _asked(
     source.check()
     gpu, parsed = gpu or _device_of(source), Options.parse(options)
     parsed = replace(parsed, dynamic=parsed.dynamic or axes)
-    given = isinstance(options, str | dict) and "mode" in options
+    given = "mode" in options if isinstance(options, str | dict) else isinstance(options, Options) and options.mode != Options().mode
     machine = on_machine(gpu, parsed, here=is_here(gpu), mode_given=given, cache_layer=cache_layer, untuned=untuned, also=also)
     own = source.name if isinstance(source, Record) else source.own_name
     request = Recorded(name=name or own, scope=scope, components=tuple(components), **machine)

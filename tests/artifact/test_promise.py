@@ -102,25 +102,6 @@ def test_a_call_that_a_formula_divides_by_nothing_is_refused_and_does_not_raise(
     assert list(promise.ends())
 
 
-def _frame(frames: int, height: int, width: int) -> Signature:
-    """One frame of a video, where it lies."""
-    return Signature.of((torch.empty(1, 4, frames, height, width)[:, :, :1],), {})[0]
-
-
-def test_a_part_of_another_tensor_tells_of_its_sizes_by_its_strides() -> None:
-    h, w, step = Formula("h"), Formula("w"), Formula("s")
-    pattern = Pattern((1, 4, 1, h, w), (1, step, 1, w, 1), "float32", "cpu")
-    promise = Promise(_frame(3, 4, 4).form, (pattern,), (("h", 4, 8), ("s", 48, 192), ("w", 4, 8)), (Formula("h*w < s"),))
-    promise.check()
-    for call in (_frame(3, 4, 4), _frame(3, 8, 8), _frame(2, 8, 6)):
-        assert promise.refuses(call) is None
-        assert promise.taken(call).seen_by(call) == call
-    assert (promise.refuses(_frame(4, 8, 8)) or "").endswith(".stride[1] is 256, built for 48 to 192")
-    assert "break h*w < s" in (promise.refuses(_frame(1, 8, 8)) or "")
-    assert all(not spec.overlaps for end in promise.ends() for spec in end.specs)
-    assert Promise.from_json(promise.to_json()) == promise
-
-
 def test_tensors_that_lie_otherwise_are_taken_by_way_of_copies_and_beyond_the_promise_not_at_all() -> None:
     last = _call(8, 4, 5, latents=torch.empty(1, 4, 8, 4).to(memory_format=torch.channels_last))
     assert "latents.stride" in (_promise().refuses(last) or "")

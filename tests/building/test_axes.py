@@ -69,3 +69,36 @@ def test_calls_of_several_sizes_are_one_graph_and_one_for_each_that_takes_anothe
     assert [size for size in beyond if ask(_call(*size))] == []
     aot.restore(model)
     assert aot.build(record, gpu="cpu", axes=True).digest == built.digest
+
+
+class Misled(nn.Module):
+    """Computes otherwise where its sizes are left open, and no condition says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        found = self.inner(image)
+        return found if isinstance(image.shape[2], int) else found + 1.0
+
+
+@pytest.mark.compiles
+def test_a_graph_that_is_wrong_at_a_recorded_size_gives_way_to_one_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AOT_HOME", str(tmp_path / "home"))
+    model, sizes = Misled().eval().requires_grad_(False), ((4, 6), (8, 5))
+    with aot.record(model, name="misled") as record, torch.no_grad():
+        for height, width in sizes:
+            model(torch.ones(1, 4, height, width))
+    built = aot.build(record, gpu="cpu", axes=True)
+    assert "relative L2 error" in built.manifest.measured["apart"]["all that was left open"]
+    assert len(built.manifest.measured["compile_s"]) == len(sizes)
+    monkeypatch.setenv("NEXFORT_GRAPH_CACHE", "1")
+    plain = Misled().eval().requires_grad_(False)
+    plain.load_state_dict(model.state_dict())
+    aot.compile(model, on_miss="error")
+    with torch.no_grad():
+        for height, width in sizes:
+            image = torch.randn(1, 4, height, width)
+            assert compare(model(image), plain(image)).relative_l2 <= 1e-5
+    aot.restore(model)
