@@ -72,6 +72,10 @@ class Recorder:
         """Look again at what the pipeline is made of: parts are replaced, and adapters come."""
         self._paths = {id(module): path for path, module in reversed(list(submodules(owner)))}  # the first path of each
 
+    def count_anew(self) -> None:
+        """From now on calls are counted from none: those up to here were another process's."""
+        self._calls = {key: replace(call, count=0) for key, call in self._calls.items()}
+
     @property
     def calls(self) -> list[RecordedCall]:
         """In the order in which they first came."""

@@ -87,7 +87,7 @@ def _used(reports: list[dict[str, Any]]) -> list[Used]:
 def _of(report: Mapping[str, Any], component: str) -> Used:
     """A component in one report: its hits and misses are those whose sentence begins with it."""
     hits = sum(number for call, number in report["hits"].items() if call.split()[0] == component)
-    missed = {said: number for said, number in report["misses"].items() if said.split()[1].rstrip(":") == component}
+    missed = {said: number for said, number in report["misses"].items() if number and said.split()[1].rstrip(":") == component}
     why = report["unserved"].get(component) or next((said.partition(": ")[2] for said in missed), "")
     artifacts = tuple(dict.fromkeys(report["served"].get(component, ())))
     return Used(report["pipeline"], component, artifacts, hits, sum(missed.values()), why, sum(report["seconds"].values()))

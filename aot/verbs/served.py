@@ -28,7 +28,7 @@ class _Pipe:
     modules: tuple[int, ...] = ()
     ledger: Ledger | None = None
     calls: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    before: dict[str, Any] = field(default_factory=dict)  # what the ledger had when this process was forked: another's
 
 
 class Served:
@@ -38,21 +38,31 @@ class Served:
         self._folder = folder
         self._asked: dict[str, Any] = json.loads((folder / ASKED).read_text())
         self._pipes: WeakKeyDictionary[Any, _Pipe] = WeakKeyDictionary()
-        self._numbers, self._lock, self._inside = count(), threading.Lock(), threading.local()
+        self._numbers, self._inside = count(), threading.local()
+        self._lock, self._process = threading.Lock(), os.getpid()
 
     def call(self, pipe: Any, run: Callable[[], Any]) -> Any:
         """At the first call, when it is on its device with its adapters, and again when its parts have become others, it is loaded."""
         if getattr(self._inside, "now", False):
             return run()
+        self._forked()
         known = self._loaded(pipe)
         self._inside.now = True
         try:
             return run()
         finally:
             self._inside.now = False
-            with known.lock:
+            with self._lock:
                 known.calls += 1
                 write(self._folder / f"{os.getpid()}-{known.number}.json", self._report(pipe, known))
+
+    def _forked(self) -> None:
+        """In a process that was forked from one that had called pipelines, count from here."""
+        if self._process == os.getpid():
+            return
+        self._lock, self._process = threading.Lock(), os.getpid()  # the other's may have been held by a thread that is not here
+        for known in self._pipes.values():
+            known.calls, known.before = 0, known.ledger.to_json() if known.ledger else {}
 
     def _loaded(self, pipe: Any) -> _Pipe:
         with self._lock:
@@ -84,4 +94,8 @@ class Served:
 
     def _report(self, pipe: Any, known: _Pipe) -> dict[str, Any]:
         account = known.ledger.to_json() if known.ledger else {}
+        if known.before:
+            for counts in ("hits", "misses"):
+                account[counts] = {what: number - known.before[counts].get(what, 0) for what, number in account[counts].items()}
+            account["compiled"] -= known.before["compiled"]
         return {"pipeline": type(pipe).__name__, "pid": os.getpid(), "calls": known.calls, **account}

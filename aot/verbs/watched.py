@@ -48,12 +48,14 @@ class Watched:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._pipes: WeakKeyDictionary[Any, _Pipe] = WeakKeyDictionary()
-        self._numbers, self._lock, self._inside = count(), threading.Lock(), threading.local()
+        self._numbers, self._inside = count(), threading.local()
+        self._lock, self._process = threading.Lock(), os.getpid()
 
     def call(self, pipe: Any, run: Callable[[], Any]) -> Any:
         """Nothing that goes wrong with writing down is the program's affair: it is noted beside the Records."""
         if getattr(self._inside, "now", False):
             return run()
+        self._forked()
         try:
             known = self._known(pipe)
             known.recorder.look(pipe)
@@ -71,6 +73,15 @@ class Watched:
         except Exception as error:  # noqa: BLE001
             note(self._folder, pipe, error, what="recorded")
         return result
+
+    def _forked(self) -> None:
+        """In a process that was forked from one that had called pipelines, count from here."""
+        if self._process == os.getpid():
+            return
+        self._lock, self._process = threading.Lock(), os.getpid()  # the other's may have been held by a thread that is not here
+        for known in self._pipes.values():
+            known.recorder.count_anew()
+            known.lock, known.written = threading.Lock(), 0
 
     def _known(self, pipe: Any) -> _Pipe:
         with self._lock:

@@ -20,20 +20,28 @@ import multiprocessing, sys
 sys.path.insert(0, {root!r})
 
 
+PIPES = []  # of a process, and of those that are forked from it
+
+
 def serve(shapes):
-    import torch
     from aot.request.shape import Shape
     from tests.pixart import image, make_pipe
 
-    pipe = make_pipe()
+    PIPES.append(PIPES[0] if PIPES else make_pipe())
+    pipe = PIPES[0]
     for shape in shapes:
         print("%.5f" % image(pipe, Shape.parse(shape)).mean(), flush=True)
 
 
 if __name__ == "__main__":
-    worker = multiprocessing.get_context({how!r}).Process(target=serve, args=(["64x64", "64x96"],))
-    worker.start()
-    serve({sizes!r})
+    how = {how!r}
+    worker = multiprocessing.get_context(how.split()[0]).Process(target=serve, args=(["64x64", "64x96"],))
+    if how == "fork afterwards":
+        serve({sizes!r})
+        worker.start()
+    else:
+        worker.start()
+        serve({sizes!r})
     worker.join()
 """
 
@@ -44,10 +52,11 @@ def _script(tmp_path: Path, *sizes: str, how: str = "spawn") -> list[str]:
     return [sys.executable, str(script)]
 
 
-@pytest.mark.parametrize("how", ["spawn", "fork"])
+@pytest.mark.parametrize("how", ["spawn", "fork", "fork afterwards"])
 def test_all_processes_of_a_program_are_served_and_what_was_used_is_one_table(
-    cached: LocalStore, tmp_path: Path, capfd: pytest.CaptureFixture[str], how: str
+    cached: LocalStore, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that were there before a fork are not there after it, and eager hangs too
     command = _script(tmp_path, "64x64", how=how)
     plain = sorted(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
     proof = run_program(command, store="1", options={})
