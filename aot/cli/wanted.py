@@ -34,9 +34,16 @@ def wanted(
     """`recipes_own` are the options that only a recipe takes, `others_own` those that it does not, by name. Raises BadInput or
     Unsupported naming the option."""
     if of.is_source(what):
-        calls, revision, modules, name = others_own.values()
+        name = others_own["--name"]
         source = of.source_of(
-            what, gpu=gpu, calls=calls, dtype=dtype, revision=revision, modules=modules, name=name, recipes_own=recipes_own
+            what,
+            gpu=gpu,
+            calls=others_own["--call"],
+            dtype=dtype,
+            revision=others_own["--revision"],
+            modules=others_own["--module"],
+            name=name,
+            recipes_own=recipes_own,
         )
         machine = on_machine(gpu, options, here=is_here(gpu), mode_given=mode_given, cache_layer=False, untuned=untuned, also=also)
         chosen = tuple(filter(None, components.split(",")))
@@ -45,22 +52,21 @@ def wanted(
         return request, source
     if given := next((option for option, value in others_own.items() if value), None):
         raise Unsupported(f"{given}: a recipe has its own.", remedy="leave it out, or name a folder, a repository or a file.")
-    variant, shapes, shape_list, batches, guidance, frames, weights, fuse_qkv = recipes_own.values()
     _, found = asked.parse(
         what,
-        variant=variant or "full",
+        variant=recipes_own["--variant"] or "full",
         gpu=gpu,
-        shapes=shapes,
-        shape_list=shape_list,
-        batches=batches,
-        guidance=guidance or "on",
-        frames=frames,
+        shapes=recipes_own["--shape"],
+        shape_list=recipes_own["--shapes"],
+        batches=recipes_own["--batch"],
+        guidance=recipes_own["--guidance"] or "on",
+        frames=recipes_own["--frames"],
         options=options,
         dtype=dtype or "float32",
         scope=scope or "whole",
         components=components,
-        weights=weights,
-        fuse_qkv=fuse_qkv,
+        weights=recipes_own["--weights"],
+        fuse_qkv=recipes_own["--fuse-qkv"],
         cache_layer=cache_layer,
         untuned=untuned,
         also=also,
