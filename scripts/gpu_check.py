@@ -40,7 +40,7 @@ from aot.cache_store.lock import Lock, Pin
 from aot.cache_store.root import default_root
 from aot.cache_store.store import read_manifest
 from aot.environment import GRAPH_CACHE
-from aot.machine.device import is_here, properties_here, wait_for_device
+from aot.machine.device import Device, is_here, properties_here, wait_for_device
 from aot.machine.sku import SKUS
 from aot.machine.target import Target
 from aot.recipes import find
@@ -140,7 +140,7 @@ def crossbuilt(row: Row, store: LocalStore, gpu: str) -> dict[str, Any]:
     request = Request(recipe.name, key["variant"], shapes, gpu=gpu, options=options, dtype=dtype, scope=key["scope"], components=components)
     pipeline, _ = prepare(recipe, request)
     plan = make_plan(recipe, request, pipeline=pipeline)
-    pipeline.to("cuda")
+    pipeline.to(Device.of(gpu).name)
     calls = [(plan.modules[call.component], *call.signature.call(call.tensors)) for call in plan.calls]
     others = tuple(path for path in PIPELINE_COMPONENTS if path not in components)
     example = Example(shapes[0], frames=recipe.variant(key["variant"]).frames)
