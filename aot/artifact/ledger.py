@@ -103,6 +103,16 @@ def compiled_graphs() -> int:
     return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo else 0
 
 
+def component_of_call(call: str) -> str:
+    """Of which component a call is, as `hits` names it."""
+    return call.split(maxsplit=1)[0]
+
+
+def component_of_miss(sentence: str) -> str:
+    """Of which component a sentence of `misses` is, which begins with a code."""
+    return sentence.split()[1].rstrip(":")
+
+
 def _many(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 

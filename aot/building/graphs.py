@@ -209,14 +209,13 @@ def _left(unit: Unit, one: _Compiled) -> list[Unit]:
     """The calls of a unit that its graph does not serve: of those along axes along axes of their own, or each by itself where that
     graph serves none; and those of other layouts where it writes to what it is given."""
     others = unit.others if one.traced is None or one.traced.mutates else ()
-    left = [replace(unit, signature=signature, dynamic=None, others=()) for signature in others]
-    return left + (_off_axes(unit, unit.dynamic, one) if unit.dynamic else [])
+    return list(map(unit.alone, others)) + (_off_axes(unit, unit.dynamic, one) if unit.dynamic else [])
 
 
 def _off_axes(unit: Unit, axes: Axes, one: _Compiled) -> list[Unit]:
     served = one.traced.served if one.traced else None
     apart = [found for found in axes.signatures if served is None or served.refuses(found)]
-    alone = [replace(unit, signature=signature, dynamic=None, others=()) for signature in apart]
+    alone = list(map(unit.alone, apart))
     return along_axes(alone) if len(alone) < len(axes.signatures) else alone
 
 

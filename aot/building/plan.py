@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TypeAlias
 
 import torch
@@ -43,6 +44,10 @@ class Unit:
     dynamic: Axes | None = None
     others: tuple[Signature, ...] = ()
 
+    def alone(self, signature: Signature) -> Unit:
+        """That of one of its calls by itself."""
+        return replace(self, signature=signature, dynamic=None, others=())
+
     def __str__(self) -> str:
         where = self.component if self.paths == ("",) else f"{self.component} block x{len(self.paths)}"
         return f"{where} {str(self.dynamic or self.signature).partition(' ')[0]}".rstrip()
@@ -76,12 +81,8 @@ class Plan:
 
     def apart(self) -> Plan:
         """With a unit for each call in the place of those along axes."""
-        units = [
-            replace(unit, signature=signature, dynamic=None)
-            for unit in self.units
-            for signature in (unit.dynamic.signatures if unit.dynamic else (unit.signature,))
-        ]
-        return replace(self, units=units)
+        units = [map(unit.alone, unit.dynamic.signatures) if unit.dynamic else (unit,) for unit in self.units]
+        return replace(self, units=list(chain.from_iterable(units)))
 
     def sites(self) -> list[nn.Module]:
         """The submodules that the units are about."""

@@ -23,16 +23,14 @@ def diff(
     That is, where A is there and B is asked for. Where a name stands for several artifacts, it is the newest.
     """
     from aot.artifact.key import Key
-    from aot.machine.target import Target
     from aot.shipping.listing import listing, pick
-    from aot.verbs.explain import meaning
+    from aot.verbs.explain import compared
 
     rows = listing(local_store())
     (a, *_), (b, *_) = pick(rows, one), pick(rows, other)
-    machines = Target.of_parts(a.entry.key).check(Target.of_parts(b.entry.key), also=a.entry.key.get("also", "").split())
-    found = [(name, mine, theirs, *meaning(name, machines)) for name, mine, theirs in Key(a.entry.key).diff(Key(b.entry.key))]
+    found = compared(Key(a.entry.key), Key(b.entry.key))
     if json:
-        parts = [{"part": name, "a": mine, "b": theirs, "is": weight, "why": why} for name, mine, theirs, weight, why in found]
+        parts = [{"part": one.name, "a": one.built, "b": one.asked, "is": one.weight, "why": one.why} for one in found]
         print_json({"a": str(a.digest), "b": str(b.digest), "parts": parts})
         return
     if a.digest == b.digest:
@@ -41,4 +39,4 @@ def diff(
         print(f"{a.digest.short} and {b.digest.short} were built of the same key: they differ in when, and in what was timed")
     else:
         columns = ("part", f"{a.ref.name} {a.digest.short}", f"{b.ref.name} {b.digest.short}", "is", "why")
-        print_table(columns, [(name, mine or "-", theirs or "-", weight, why) for name, mine, theirs, weight, why in found])
+        print_table(columns, [(one.name, one.built or "-", one.asked or "-", one.weight, one.why) for one in found])

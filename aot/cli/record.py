@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from aot.cli.request import Json
-from aot.cli.text import print_json
+from aot.cli.text import end_as, print_json
 from aot.errors import BadInput
 
 
@@ -33,9 +33,7 @@ def record(
         for name, file in ran.files.items():
             print(f"recorded {name}; build it with: aot build {file} --gpu GPU", file=sys.stderr)
             print(file)
-    if ran.status:
-        print(f"the program ended with status {ran.status}", file=sys.stderr)
-        raise typer.Exit(ran.status if ran.status > 0 else 128 - ran.status)
+    end_as(ran.status)
     if not ran.files:
         raise BadInput(
             "no pipeline was recorded: the program called none, or started a Python that ignores PYTHONPATH (-I, -E, sudo).",

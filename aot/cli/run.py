@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aot.cli.request import Json, ModeWords
-from aot.cli.text import print_json, print_table
+from aot.cli.text import end_as, print_json, print_table
 from aot.environment import GRAPH_CACHE
 from aot.errors import Miss
 from aot.request.options import DEFAULT_MODE, Options
@@ -40,9 +40,7 @@ def run(
         print_json(proof.to_json())
     else:
         _print(proof)
-    if proof.status:
-        print(f"the program ended with status {proof.status}", file=sys.stderr)
-        raise typer.Exit(proof.status if proof.status > 0 else 128 - proof.status)
+    end_as(proof.status)
     if strict and (lacking := proof.lacking()):
         raise Miss(f"not everything was served: {lacking.rstrip('.')}.", remedy="`aot record` the program, and build what it calls.")
 

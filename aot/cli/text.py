@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
+import typer
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
@@ -79,6 +81,13 @@ def print_records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None
         print(title)
         for column, value in zip(columns[1:], values, strict=True):
             print(f"  {column:<{width}}{value}")
+
+
+def end_as(status: int) -> None:
+    """Where a program that was run for the user ended otherwise than well, say so and exit as it did."""
+    if status:
+        print(f"the program ended with status {status}", file=sys.stderr)
+        raise typer.Exit(status if status > 0 else 128 - status)
 
 
 @contextmanager

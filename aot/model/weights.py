@@ -45,8 +45,8 @@ class LiveWeights:
         self._keys = [key for _, key in places]
         within = [(place, name.partition(INNER)[2]) for place, name in enumerate(self.names)]
         self._inner = [(place, attrgetter(path)) for place, path in within if path]
-        own = {place: Assembly.of(self._owners[place].get(self._keys[place])) for place, _ in self._inner}  # type: ignore[arg-type]
-        self._wrapped = [(place, assembly) for place, assembly in own.items() if assembly]
+        once = {self.names[place].partition(INNER)[0]: place for place, _ in self._inner}  # a weight is looked at once, not by part
+        self._wrapped = [(place, Assembly.of(self._owners[place].get(self._keys[place]))) for place in once.values()]
 
     @classmethod
     def nowhere(cls) -> Self:
@@ -59,7 +59,7 @@ class LiveWeights:
         try:
             found = list(map(getitem, self._owners, self._keys))
             if self._inner:
-                if len(self._wrapped) < len(self._inner) or not all(assembly.same(found[place]) for place, assembly in self._wrapped):
+                if not all(assembly and assembly.same(found[place]) for place, assembly in self._wrapped):
                     return None
                 for place, within in self._inner:
                     found[place] = within(found[place])

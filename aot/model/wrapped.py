@@ -55,11 +55,11 @@ class Assembly:
     stride: tuple[int, ...]
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> Assembly | None:
+    def of(cls, tensor: Any) -> Assembly | None:
         """None for a plain one."""
         if not is_wrapped(tensor):
             return None
-        names, context = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+        names, context = tensor.__tensor_flatten__()
         inner = tuple((name, cls.of(getattr(tensor, name))) for name in names)
         return cls(type(tensor), inner, context, tuple(tensor.shape), tensor.stride())
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from aot.artifact.ledger import stats
+from aot.artifact.ledger import component_of_call, component_of_miss, stats
 from aot.errors import BadEnvironment
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ class _Collector:
         served, missed, seconds = Counter[str](), Counter[str](), Counter[str]()
         for account in accounts:
             for call, number in account["hits"].items():
-                served[call.split()[0]] += number
+                served[component_of_call(call)] += number
             for sentence, number in account["misses"].items():
-                missed[sentence.split()[1].rstrip(":")] += number
+                missed[component_of_miss(sentence)] += number
             seconds.update(account["seconds"])
         yield _family(CounterMetricFamily, "aot_graph_calls", "Calls that a loaded graph has served.", "component", served)
         yield _family(CounterMetricFamily, "aot_missed_calls", "Calls that no graph has served.", "component", missed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,6 @@ from aot.machine.target import Difference, Target, Weight
 
 if TYPE_CHECKING:
     from aot.cache_store.store import Store
-    from aot.serving.resolve import Candidate
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,28 +41,27 @@ class Explained:
 def explain(asked: Key, store: Store) -> list[Explained]:
     """Every artifact of `store` that is of a model of the same classes as the key `asked`, those that would serve most first, then
     those in whose way least stands. Nothing but the store's list is read, which nobody has verified."""
-    from aot.serving.resolve import Accepted, candidates
+    from aot.serving.resolve import Accepted, judge
 
-    facts = {path: asked.of_component(path) for path in asked.components()}
+    facts, wish = {path: asked.of_component(path) for path in asked.components()}, asked.shared()
     classes = {of["class"] for of in facts.values()}
-    near = candidates(store, modules=facts, wish=asked.shared())
-    judged: dict[str, Candidate] = {str(one.entry.digest): one for one in near}
+    order = list(map(str, (Weight.BLOCKING, Weight.DEGRADING, Weight.HARMLESS)))
     found = []
     for entry in store.entries():
         key = Key(entry.key)
         if not classes & {key.of_component(path)["class"] for path in key.components()}:
             continue
-        verdict = judged[str(entry.digest)].verdict if str(entry.digest) in judged else None
+        verdict = judge(key, modules=facts, wish=wish)
         serves = tuple(verdict.components) if isinstance(verdict, Accepted) else ()
-        found.append(Explained(f"{entry.ref.name}@{entry.ref.key.short}", str(entry.digest), serves, tuple(_parts(key, asked))))
+        parts = tuple(sorted(compared(key, asked), key=lambda part: order.index(part.weight)))
+        found.append(Explained(f"{entry.ref.name}@{entry.ref.key.short}", str(entry.digest), serves, parts))
     return sorted(found, key=lambda one: (-len(one.serves), one.blocking, len(one.parts)))
 
 
-def _parts(built: Key, asked: Key) -> Iterable[Part]:
+def compared(built: Key, asked: Key) -> list[Part]:
+    """Every part in which two keys differ, and what it comes to where the one is there and the other is asked for."""
     machines = Target.of_parts(built.parts).check(Target.of_parts(asked.parts), also=built.parts.get("also", "").split())
-    parts = [Part(name, theirs, mine, *meaning(name, machines)) for name, theirs, mine in built.diff(asked)]
-    order = [str(Weight.BLOCKING), str(Weight.DEGRADING), str(Weight.HARMLESS)]
-    return sorted(parts, key=lambda part: order.index(part.weight))
+    return [Part(name, theirs, mine, *meaning(name, machines)) for name, theirs, mine in built.diff(asked)]
 
 
 _MEANINGS = {

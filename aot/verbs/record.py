@@ -14,6 +14,7 @@ from aot.errors import BadInput
 from aot.request.described import proved
 from aot.request.merged import merged
 from aot.request.saved import write
+from aot.verbs.hook import noted
 from aot.verbs.program import run_hooked
 
 
@@ -37,8 +38,7 @@ def record_program(command: Sequence[str], output: Path) -> Ran:
     with tempfile.TemporaryDirectory(prefix="aot-record-") as folder:
         status = run_hooked(command, {WATCH: folder})
         described = merged([json.loads(file.read_bytes()) for file in sorted(Path(folder).glob("*.json"))])
-        told = [json.loads(file.read_bytes()) for file in sorted(Path(folder).glob("*.note"))]
-    notes = [f"{note['pipeline']}: {note['error']}" for note in told]
+        notes = noted(Path(folder))
     found = []
     for value in described:
         try:

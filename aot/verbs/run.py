@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from aot.artifact.ledger import component_of_call, component_of_miss
 from aot.environment import RUN
+from aot.verbs.hook import noted
 from aot.verbs.program import run_hooked
 from aot.verbs.served import ASKED
 
@@ -65,8 +67,7 @@ def run_program(command: Sequence[str], *, store: str, options: Mapping[str, Any
         (Path(folder) / ASKED).write_text(json.dumps({"store": store, "options": dict(options)}))
         status = run_hooked(command, {RUN: folder})
         reports = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*-*.json"))]
-        told = [json.loads(file.read_text()) for file in sorted(Path(folder).glob("*.note"))]
-    notes = dict.fromkeys(f"{note['pipeline']}: {note['error']}" for note in told)
+        notes = dict.fromkeys(noted(Path(folder)))
     compiled: Counter[int] = Counter()
     for report in reports:  # counted by process: each pipeline of one has the same
         compiled[report["pid"]] = max(compiled[report["pid"]], report.get("compiled", 0))
@@ -86,8 +87,8 @@ def _used(reports: list[dict[str, Any]]) -> list[Used]:
 
 def _of(report: Mapping[str, Any], component: str) -> Used:
     """A component in one report: its hits and misses are those whose sentence begins with it."""
-    hits = sum(number for call, number in report["hits"].items() if call.split()[0] == component)
-    missed = {said: number for said, number in report["misses"].items() if number and said.split()[1].rstrip(":") == component}
+    hits = sum(number for call, number in report["hits"].items() if component_of_call(call) == component)
+    missed = {said: number for said, number in report["misses"].items() if number and component_of_miss(said) == component}
     why = report["unserved"].get(component) or next((said.partition(": ")[2] for said in missed), "")
     artifacts = tuple(dict.fromkeys(report["served"].get(component, ())))
     return Used(report["pipeline"], component, artifacts, hits, sum(missed.values()), why, sum(report["seconds"].values()))

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
-from aot.verbs.hook import note, write
+from aot.verbs.hook import Looker, note, write
 
 if TYPE_CHECKING:
     from aot.artifact.ledger import Ledger
@@ -24,6 +21,7 @@ ASKED = "asked.json"  # in the folder: how to load
 class _Pipe:
     """One pipeline: what of it was loaded, of which modules, and how often it was called."""
 
+    kind: str  # its class's name
     number: int
     modules: tuple[int, ...] = ()
     ledger: Ledger | None = None
@@ -31,47 +29,38 @@ class _Pipe:
     before: dict[str, Any] = field(default_factory=dict)  # what the ledger had when this process was forked: another's
 
 
-class Served:
+class Served(Looker[_Pipe]):
     """The pipelines of this process. Nothing that goes wrong with loading is the program's affair: it computes eagerly then."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        super().__init__(folder)
         self._asked: dict[str, Any] = json.loads((folder / ASKED).read_text())
-        self._pipes: WeakKeyDictionary[Any, _Pipe] = WeakKeyDictionary()
-        self._numbers, self._inside = count(), threading.local()
-        self._lock, self._process = threading.Lock(), os.getpid()
 
-    def call(self, pipe: Any, run: Callable[[], Any]) -> Any:
+    def outermost(self, pipe: Any, run: Callable[[], Any]) -> Any:
         """At the first call, when it is on its device with its adapters, and again when its parts have become others, it is loaded."""
-        if getattr(self._inside, "now", False):
-            return run()
-        self._forked()
         known = self._loaded(pipe)
-        self._inside.now = True
         try:
-            return run()
+            with self.within():
+                return run()
         finally:
-            self._inside.now = False
-            with self._lock:
+            with self.lock:
                 known.calls += 1
-                write(self._folder / f"{os.getpid()}-{known.number}.json", self._report(pipe, known))
+                write(self.report(known.number), _told(known))
 
-    def _forked(self) -> None:
-        """In a process that was forked from one that had called pipelines, count from here."""
-        if self._process == os.getpid():
-            return
-        self._lock, self._process = threading.Lock(), os.getpid()  # the other's may have been held by a thread that is not here
-        for known in self._pipes.values():
-            known.calls, known.before = 0, known.ledger.to_json() if known.ledger else {}
+    def begun(self, pipe: Any, number: int) -> _Pipe:
+        return _Pipe(type(pipe).__name__, number)
+
+    def count_anew(self, kept: _Pipe) -> None:
+        kept.calls, kept.before = 0, kept.ledger.to_json() if kept.ledger else {}
 
     def _loaded(self, pipe: Any) -> _Pipe:
-        with self._lock:
-            known = self._pipes.setdefault(pipe, _Pipe(next(self._numbers)))
+        known = self.of(pipe)
+        with self.lock:
             try:
                 self._load(pipe, known)
             except Exception as error:  # noqa: BLE001 - told in the proof
-                note(self._folder, pipe, error, what="served")
-            return known
+                note(self.folder, pipe, error, what="served")
+        return known
 
     def _load(self, pipe: Any, known: _Pipe) -> None:
         from aot.artifact.ledger import newest
@@ -92,10 +81,12 @@ class Served:
         enable(pipe, self._asked["store"], options=self._asked["options"], on_miss="eager")
         known.ledger = newest()
 
-    def _report(self, pipe: Any, known: _Pipe) -> dict[str, Any]:
-        account = known.ledger.to_json() if known.ledger else {}
-        if known.before:
-            for counts in ("hits", "misses"):
-                account[counts] = {what: number - known.before[counts].get(what, 0) for what, number in account[counts].items()}
-            account["compiled"] -= known.before["compiled"]
-        return {"pipeline": type(pipe).__name__, "pid": os.getpid(), "calls": known.calls, **account}
+
+def _told(known: _Pipe) -> dict[str, Any]:
+    """What this process has used of a pipeline."""
+    account = known.ledger.to_json() if known.ledger else {}
+    if known.before:
+        for counts in ("hits", "misses"):
+            account[counts] = {what: number - known.before[counts].get(what, 0) for what, number in account[counts].items()}
+        account["compiled"] -= known.before["compiled"]
+    return {"pipeline": known.kind, "pid": os.getpid(), "calls": known.calls, **account}

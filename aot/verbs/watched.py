@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from aot.verbs.hook import note
+from aot.verbs.hook import Looker, note
 
 
 class _Pipe:
@@ -23,7 +20,7 @@ class _Pipe:
         self.value: dict[str, Any] = {}
         self.written = 0
 
-    def write(self, pipe: Any, folder: Path) -> None:
+    def write(self, pipe: Any, file: Path) -> None:
         """Describe what is new; nothing is made for it, in the program's own process."""
         from aot.request.described import described
         from aot.request.record import Record
@@ -39,52 +36,31 @@ class _Pipe:
             for field in ("roots", "components"):
                 new[field] = self.value.get(field, {}) | new[field]
             self.value = new
-            write(new, folder / f"{os.getpid()}-{self.number}.json")
+            write(new, file)
 
 
-class Watched:
+class Watched(Looker[_Pipe]):
     """The pipelines of this process that were called."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._pipes: WeakKeyDictionary[Any, _Pipe] = WeakKeyDictionary()
-        self._numbers, self._inside = count(), threading.local()
-        self._lock, self._process = threading.Lock(), os.getpid()
-
-    def call(self, pipe: Any, run: Callable[[], Any]) -> Any:
+    def outermost(self, pipe: Any, run: Callable[[], Any]) -> Any:
         """Nothing that goes wrong with writing down is the program's affair: it is noted beside the Records."""
-        if getattr(self._inside, "now", False):
-            return run()
-        self._forked()
         try:
-            known = self._known(pipe)
+            known = self.of(pipe)
             known.recorder.look(pipe)
         except Exception as error:  # noqa: BLE001
-            note(self._folder, pipe, error, what="recorded")
+            note(self.folder, pipe, error, what="recorded")
             return run()
-        self._inside.now = True
+        with self.within(), known.recorder.watching():
+            result = run()
         try:
-            with known.recorder.watching():
-                result = run()
-        finally:
-            self._inside.now = False
-        try:
-            known.write(pipe, self._folder)
+            known.write(pipe, self.report(known.number))
         except Exception as error:  # noqa: BLE001
-            note(self._folder, pipe, error, what="recorded")
+            note(self.folder, pipe, error, what="recorded")
         return result
 
-    def _forked(self) -> None:
-        """In a process that was forked from one that had called pipelines, count from here."""
-        if self._process == os.getpid():
-            return
-        self._lock, self._process = threading.Lock(), os.getpid()  # the other's may have been held by a thread that is not here
-        for known in self._pipes.values():
-            known.recorder.count_anew()
-            known.lock, known.written = threading.Lock(), 0
+    def begun(self, pipe: Any, number: int) -> _Pipe:
+        return _Pipe(pipe, number)
 
-    def _known(self, pipe: Any) -> _Pipe:
-        with self._lock:
-            if pipe not in self._pipes:
-                self._pipes[pipe] = _Pipe(pipe, next(self._numbers))
-            return self._pipes[pipe]
+    def count_anew(self, kept: _Pipe) -> None:
+        kept.recorder.count_anew()
+        kept.lock, kept.written = threading.Lock(), 0
