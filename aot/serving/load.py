@@ -27,10 +27,11 @@ from aot.machine.target import Allow, Target
 from aot.model.fingerprint import Fingerprint
 from aot.request.options import Options
 from aot.serving.canary import send
-from aot.serving.dispatch import Dispatcher, OnMiss, ServedBy, ShapeBook
+from aot.serving.dispatch import Dispatcher, OnMiss, ServedBy
 from aot.serving.jit import Jit
 from aot.serving.reproduced import Reproduced
 from aot.serving.resolve import Accepted, Candidate, Rejected, candidates, judge, nearest, set_aside
+from aot.serving.shapebook import ShapeBook
 from aot.serving.standin import Compiled
 
 _TOLD_APART = 5  # artifacts of one architecture whose structures are read to find the nearest
