@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -17,8 +18,9 @@ from aot.model.traced import TracedCode
 from aot.model.writes import SAME
 
 FILE = "book.json"
-# since ranges are promises; 4: a kind knows what a first call leaves; 3: graphs write into their arguments; 2: traced code is compared
-_FORM = 5
+# since graphs have slots; 5: ranges are promises; 4: a kind knows what a first call leaves; 3: graphs write into their arguments;
+# 2: traced code is compared
+_FORM = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class GraphEntry:
     frozen: bool = False
     writes: Form = SAME  # what the call leaves in the lists it was given
     mutates: bool = False  # tensors of the call itself, which must then be handed over as they are
+    slots: tuple[tuple[str, TensorSpec], ...] = ()  # the inputs for adapters, which follow the weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class Kind:
 
     def differs(self, module: nn.Module, live: Fingerprint) -> str | None:
         """What makes `module`, whose fingerprint is `live`, another than the graphs were built from, in words, or None."""
-        return self.structure_differs(live) or self.code.differs(module)
+        return self.structure_differs(live) or self.code.differs(module, through=live.through)
 
     def structure_differs(self, live: Fingerprint) -> str | None:
         """What of the fingerprint `live` is not as the graphs were built for, in words, or None."""
@@ -75,6 +78,10 @@ class Book:
     graphs: tuple[GraphEntry, ...]
     components: dict[str, Digest] = field(default_factory=dict)
     kinds: dict[Digest, Kind] = field(default_factory=dict)
+
+    def inputs(self, entry: GraphEntry) -> tuple[tuple[str, TensorSpec], ...]:
+        """What a graph takes before the tensors of a call: the weights, and then its slots."""
+        return () if entry.frozen else (*self.kinds[entry.kind].weights, *entry.slots)
 
     def encode(self) -> bytes:
         return encode(
@@ -112,6 +119,7 @@ def _graph_to_json(entry: GraphEntry) -> dict[str, Any]:
         "frozen": entry.frozen,
         "writes": form_to_json(entry.writes),
         "mutates": entry.mutates,
+        "slots": _named_to_json(entry.slots),
     }
 
 
@@ -127,14 +135,22 @@ def _graph_from_json(value: dict[str, Any]) -> GraphEntry:
         frozen=value["frozen"],
         writes=form_from_json(value["writes"]),
         mutates=value["mutates"],
+        slots=_named_from_json(value["slots"]),
     )
 
 
+def _named_to_json(named: Iterable[tuple[str, TensorSpec]]) -> list[Any]:
+    return [[name, spec.to_json()] for name, spec in named]
+
+
+def _named_from_json(value: list[Any]) -> tuple[tuple[str, TensorSpec], ...]:
+    return tuple((name, TensorSpec.from_json(spec)) for name, spec in value)
+
+
 def _kind_to_json(kind: Kind) -> dict[str, Any]:
-    weights = [[name, spec.to_json()] for name, spec in kind.weights]
     return {
         "fingerprint": kind.fingerprint.to_json(),
-        "weights": weights,
+        "weights": _named_to_json(kind.weights),
         "code": kind.code.to_json(),
         "unread": list(kind.unread),
         "settled": Fingerprint(kind.settled).to_json(),
@@ -144,7 +160,7 @@ def _kind_to_json(kind: Kind) -> dict[str, Any]:
 def _kind_from_json(value: dict[str, Any]) -> Kind:
     return Kind(
         fingerprint=Fingerprint.from_json(value["fingerprint"]),
-        weights=tuple((name, TensorSpec.from_json(spec)) for name, spec in value["weights"]),
+        weights=_named_from_json(value["weights"]),
         code=TracedCode.from_json(value["code"]),
         unread=tuple(value["unread"]),
         settled=Fingerprint.from_json(value["settled"]).lines,

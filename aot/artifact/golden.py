@@ -68,8 +68,7 @@ def eager(module: nn.Module, names: list[str], entry: GraphEntry, tensors: list[
 def inputs(book: Book, place: int, device: str | None = None) -> list[torch.Tensor]:
     """The golden inputs of a graph: weights, then the call's tensors; on `device`, else where the graph wants them."""
     entry = book.graphs[place]
-    weights = () if entry.frozen else book.kinds[entry.kind].weights
-    made = [noise(spec, number, weight=True, device=device) for number, (_, spec) in enumerate(weights)]
+    made = [noise(spec, number, weight=True, device=device) for number, (_, spec) in enumerate(book.inputs(entry))]
     calls = enumerate(entry.signature.specs, len(made))
     return made + [noise(spec, number, weight=False, device=device) for number, spec in calls]
 

@@ -10,7 +10,10 @@ from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
 
 # parts that only a build knows: a running process cannot say which calls somebody asked for, nor need it
-ONLY_ASKED = ("recipe", "variant", "shapes", "batch", "guidance", "frames", "dynamic", "scope", "layers", "tuning", "also", "signatures/")
+ONLY_ASKED = (
+    *("recipe", "variant", "shapes", "batch", "guidance", "frames", "dynamic", "scope", "layers", "tuning", "also", "lora"),
+    "signatures/",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ def _at(graph: Graph, module: nn.Module, book: Book, signature: Signature, unit:
     """Compare one graph with eager at one signature, on noise."""
     what, entry = f"{unit.component} at {signature}", replace(graph.entry, signature=signature)
     tensors = [noise(spec, number, weight=False) for number, spec in enumerate(signature.specs)]
-    names = [name for name, _ in book.kinds[entry.kind].weights]
+    names = [name for name, _ in book.inputs(entry)]
 
     def answer(dtype: torch.dtype) -> list[torch.Tensor]:
         """Eager's, with everything that is of floats in that dtype."""

@@ -41,6 +41,7 @@ from aot.machine.target import Target
 from aot.model.axes import Axes
 from aot.model.capture import in_dtype
 from aot.model.signature import TensorSpec
+from aot.model.slots import is_slot
 from aot.model.weights import LiveWeights
 from aot.request.compilation import Compilation
 from aot.serving.standin import Compiled
@@ -65,6 +66,8 @@ def _compile_on(device: Device, planned: Planned, request: Compilation, director
     measured: Measured = {"compile_s": {}, "weights_in_graphs": plan.covered()}
     if plan.left:
         measured["left"] = dict(plan.left)
+    if plan.slots:
+        measured["lora"] = {"rank": request.lora_rank, "slots": {path: list(found) for path, found in plan.slots.items()}}
     numbers = count()  # of libraries: a name that this process has opened stands for what it opened
     plan, book = _compile(plan, request, device, directory, parent, measured, numbers)
     certificate: dict[str, Any]
@@ -104,7 +107,8 @@ def _checked(
 def fill_cache(planned: Planned, request: Compilation, parent: Parent) -> None:
     """Run every call asked for through torch.compile once; TORCHINDUCTOR_CACHE_DIR is then the cache layer's content.
 
-    Compiled are the same submodules that the graphs are about: what a dispatcher falls back to must be what is warm.
+    Compiled are the same submodules that the graphs are about: what a dispatcher falls back to must be what is warm. Slots are none of
+    them: the fallback is what peft itself computes.
     """
     claim("this build", complete(request.options.process))
     plan = planned(Device.of(request.gpu))
@@ -153,8 +157,9 @@ def _compile(
                 continue
             code = kinds[unit.kind].code | one.traced.code if unit.kind in kinds else one.traced.code
             of, traced, where = plan.kinds[unit.kind], one.traced, (unit.component, unit.paths, unit.kind, file)
-            kinds[unit.kind] = Kind(of.fingerprint, one.weights, code, of.unread)
-            entries.append(GraphEntry(*where, unit.signature, traced.outputs, traced.served, frozen, traced.writes, traced.mutates))
+            weights, slots = (tuple(named for named in one.weights if is_slot(named[0]) is slot) for slot in (False, True))
+            kinds[unit.kind] = Kind(of.fingerprint, weights, code, of.unread)
+            entries.append(GraphEntry(*where, unit.signature, traced.outputs, traced.served, frozen, traced.writes, traced.mutates, slots))
             done.append(unit)
             measured["compile_s"][file] = one.seconds
             if one.cubins:

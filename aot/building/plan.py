@@ -14,7 +14,7 @@ from aot.artifact.facts import of_module, of_wish
 from aot.artifact.key import Key, component_parts
 from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
-from aot.errors import Unsupported
+from aot.errors import BadInput, Unsupported
 from aot.machine.device import Device
 from aot.machine.target import Target
 from aot.model.axes import Axes, alike
@@ -73,6 +73,7 @@ class Plan:
     units: list[Unit]
     key: Key
     left: Mapping[str, str] = field(default_factory=dict)
+    slots: Mapping[str, list[str]] = field(default_factory=dict)  # by component, the layers that adapters have room in
 
     def covered(self) -> dict[str, float]:
         """What of each component's weights is in what is compiled: all else of it runs eagerly."""
@@ -188,6 +189,17 @@ def _joined(group: list[Unit]) -> Iterator[Unit]:
             yield replace(of[0], paths=_paths(of), signature=axes.traced, dynamic=axes)
 
 
+def check_slots(units: Iterable[Unit], slots: Mapping[str, list[str]]) -> None:
+    """Raises BadInput where submodules that share a graph were given other slots."""
+    for unit in units:
+        own = [[found[len(path) :] for found in slots.get(unit.component, ()) if found.startswith(path)] for path in unit.paths]
+        if odd := next((path for path, found in zip(unit.paths, own, strict=True) if found != own[0]), None):
+            raise BadInput(
+                f"--lora-targets gives {unit.component}.{unit.paths[0]} and {odd} different slots, and they share a graph.",
+                remedy="name layers by the ends of their paths, which are the same in both.",
+            )
+
+
 def _paths(units: Iterable[Unit]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(path for unit in units for path in unit.paths))
 
@@ -200,6 +212,7 @@ def key_of(request: Compilation, modules: dict[str, nn.Module], fingerprints: di
         "layers": "graph cache" if request.cache_layer else "graph",
         **({"tuning": "heuristics"} if request.untuned else {}),
         **({"also": " ".join(request.also)} if request.also else {}),
+        **({"lora": f"rank {request.lora_rank} {','.join(request.lora_targets)}".rstrip()} if request.lora_rank else {}),
         **of_wish(request.options, Target.named(request.gpu)),
     }
     for path, module in modules.items():

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from aot.artifact.golden import noise
-from aot.building.plan import Plan, along_axes, by_layout, fingerprint_of, key_of, kinds_of, lay_out, units_of
+from aot.building.plan import Plan, along_axes, by_layout, check_slots, fingerprint_of, key_of, kinds_of, lay_out, units_of
 from aot.choice import choice
-from aot.errors import Unsupported
+from aot.errors import BadInput, Unsupported
 from aot.machine.device import Device
 from aot.machine.sku import CPU
 from aot.model.blocks import large, numbered, repeated, share
@@ -20,6 +20,7 @@ from aot.model.capture import BlockCall, Call, FakeRun, component, fake_run, in_
 from aot.model.fusion import fuse_qkv
 from aot.model.recorder import RecordedCall
 from aot.model.signature import Signature
+from aot.model.slots import has_adapters, put_slots
 from aot.model.tracing import mentioned, tracing
 from aot.request.compilation import Compilation
 from aot.request.recipe import Recipe
@@ -53,12 +54,14 @@ def plan_recorded(record: Record, request: Compilation, device: Device, *, weigh
         else:
             modules[path] = module
             calls += ran
+    slots = _put_slots(modules, request, device)
     fingerprints = {path: fingerprint_of(module, device, path) for path, module in modules.items()}
     kinds, kind_of = kinds_of(modules, fingerprints, blocks, device, unread)
     units = by_layout(units_of(calls, kind_of), copies=not request.options.dynamic)
     if request.options.dynamic:
         units = along_axes(units)
-    return Plan(modules, fingerprints, kinds, calls, units, key_of(request, modules, fingerprints, units), left)
+    check_slots(units, slots)
+    return Plan(modules, fingerprints, kinds, calls, units, key_of(request, modules, fingerprints, units), left, slots)
 
 
 def make_plan(recipe: Recipe, request: Request, device: Device | None = None, *, pipeline: Any = None) -> Plan:
@@ -85,6 +88,24 @@ def prepare(recipe: Recipe, request: Request, *, unweighted: bool = False) -> tu
         for module in modules.values():
             fuse_qkv(module)
     return pipeline, modules
+
+
+def _put_slots(modules: dict[str, nn.Module], request: Compilation, device: Device) -> dict[str, list[str]]:
+    """Give the components that adapters are made for their slots, where the build is to have them. Raises BadInput, Unsupported."""
+    if not request.lora_rank:
+        return {}
+    # nobody adapts an autoencoder, whose parts have a path
+    whole = {path: module for path, module in modules.items() if "." not in path}
+    adapted = {path: module for path, module in whole.items() if hasattr(module, "add_adapter")} or whole
+    for path, module in adapted.items():
+        if has_adapters(module):
+            raise Unsupported(f"{path} has adapters loaded, and is to be built with slots for any.", remedy="unload_lora_weights() first.")
+    made = (lambda spec, _: spec.zeros()) if device.simulated else partial(noise, weight=True)
+    with device.tensors():
+        slots = {path: put_slots(module, request.lora_rank, request.lora_targets, made) for path, module in adapted.items()}
+    if not any(slots.values()):
+        raise BadInput("--lora-rank: no component that is compiled has a layer for adapters.", remedy="leave it out.")
+    return slots
 
 
 def _prepared(module: nn.Module, request: Compilation, device: Device, *, weights: bool) -> nn.Module:

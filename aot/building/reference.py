@@ -32,7 +32,7 @@ def reference(plan: Plan, book: Book, device: Device) -> Golden | str:
     runs: dict[str, Callable[[list[torch.Tensor]], list[torch.Tensor]]] = {}
     flop = 0
     for entry, unit in zip(book.graphs, plan.units, strict=True):
-        module, names = plan.kinds[entry.kind].module, [name for name, _ in book.kinds[entry.kind].weights]
+        module, names = plan.kinds[entry.kind].module, [name for name, _ in book.inputs(entry)]
         with in_dtype(module, unit.dtype):
             if why := _too_large(module, names):
                 return f"{entry.file}: {why}"

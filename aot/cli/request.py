@@ -55,6 +55,18 @@ Weights: TypeAlias = Annotated[
 ]
 FuseQkv: TypeAlias = Annotated[bool, typer.Option("--fuse-qkv", help="Fuse the denoiser's attention projections first.")]
 NoCacheLayer: TypeAlias = Annotated[bool, typer.Option("--no-cache-layer", help="Leave out what makes a fallback to torch.compile warm.")]
+LoraRank: TypeAlias = Annotated[
+    int,
+    typer.Option("--lora-rank", help="Graphs with room for LoRAs that are loaded later: of this rank, all active ones together.", min=0),
+]
+LoraTargets: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--lora-targets",
+        help="Layers with room for LoRAs, by the ends of their paths, or `all`. Default: linear ones in blocks.",
+        metavar="PATHS",
+    ),
+]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
 
 
@@ -72,6 +84,8 @@ def parse(
     dtype: str = "float32",
     scope: str = "whole",
     components: str = "",
+    lora_rank: int = 0,
+    lora_targets: str = "",
     weights: str | None = None,
     fuse_qkv: bool = False,
     cache_layer: bool = True,
@@ -93,7 +107,9 @@ def parse(
         frames=tuple(dict.fromkeys(frames)),
         dtype=dtype,
         scope=scope,
-        components=tuple(dict.fromkeys(filter(None, components.split(",")))),
+        components=listed(components),
+        lora_rank=lora_rank,
+        lora_targets=listed(lora_targets),
         weights=weights,
         fuse_qkv=fuse_qkv,
         **machine,
@@ -106,6 +122,11 @@ def parse_options(mode: str, memory_format: str, given: list[str], *, dynamic: b
     """Raises BadInput naming the option that is not NAME=VALUE, or not known."""
     options = dict(map(_pair, given))
     return Options.parse({"mode": mode or DEFAULT_MODE, "memory_format": memory_format, "dynamic": dynamic, "options": options})
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """What commas part."""
+    return tuple(dict.fromkeys(filter(None, text.split(","))))
 
 
 def _listed(name: str, recipe: Recipe) -> tuple[Shape, ...]:

@@ -74,11 +74,13 @@ def _build(name: str, message: dict[str, Any], parent: Parent) -> None:
 
     request: Compilation
     planned: Planned
-    if "recipe" in message["request"]:
-        request = made = Request.from_json(message["request"])
+    # what graphs fall back to is the model with its adapters, and not one with slots
+    given = message["request"] if name == "graphs" else message["request"] | {"lora_rank": 0, "lora_targets": []}
+    if "recipe" in given:
+        request = made = Request.from_json(given)
         planned = partial(make_plan, find(made.recipe), made)
     else:
-        request = recorded = Recorded.from_json(message["request"])
+        request = recorded = Recorded.from_json(given)
         planned = partial(plan_recorded, _record(message, recorded.name, parent), recorded)
     if name == "graphs":
         compile_artifact(planned, request, Path(message["directory"]), parent)

@@ -26,6 +26,8 @@ def wanted(
     dtype: str = "",
     scope: str = "",
     components: str = "",
+    lora_rank: int = 0,
+    lora_targets: str = "",
     cache_layer: bool = False,
     untuned: bool = False,
     also: Sequence[str] = (),
@@ -46,8 +48,14 @@ def wanted(
             recipes_own=recipes_own,
         )
         machine = on_machine(gpu, options, here=is_here(gpu), mode_given=mode_given, cache_layer=False, untuned=untuned, also=also)
-        chosen = tuple(filter(None, components.split(",")))
-        request = Recorded(name=name or source.own_name, scope=scope or "regional", components=chosen, **machine)
+        request = Recorded(
+            name=name or source.own_name,
+            scope=scope or "regional",
+            components=asked.listed(components),
+            lora_rank=lora_rank,
+            lora_targets=asked.listed(lora_targets),
+            **machine,
+        )
         request.check_machine()
         return request, source
     if given := next((option for option, value in others_own.items() if value), None):
@@ -65,6 +73,8 @@ def wanted(
         dtype=dtype or "float32",
         scope=scope or "whole",
         components=components,
+        lora_rank=lora_rank,
+        lora_targets=lora_targets,
         weights=recipes_own["--weights"],
         fuse_qkv=recipes_own["--fuse-qkv"],
         cache_layer=cache_layer,

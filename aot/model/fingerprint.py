@@ -16,6 +16,7 @@ from aot.cache_store.digest import Digest
 from aot.errors import Unsupported
 from aot.model.collector import is_collecting_hook
 from aot.model.functions import name_of, static
+from aot.model.slots import SLOTS, beneath, is_slotted, plain_class
 from aot.model.words import Met, Words, own_attributes, weight_word
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -32,11 +33,12 @@ class Fingerprint:
     """One line a submodule, in the order of the tree: its path, and its class, attributes and weights' specs in words.
 
     Of a submodule that comes again the line says where it was first. `unknown`: why this is no identity, when something
-    could not be described; then it equals nothing.
+    could not be described; then it equals nothing. With `through`, of a layer that LoRA adapters were put around it is the layer's.
     """
 
     lines: tuple[Line, ...]
     unknown: str = ""
+    through: bool = field(default=False, compare=False)
     met: Met = field(default_factory=Met, compare=False, repr=False)
 
     @property
@@ -61,14 +63,15 @@ class Fingerprint:
         return type(self)(tuple((path, tuple(word for word in words if not _is_made(word))) for path, words in self.lines), self.unknown)
 
     @classmethod
-    def of(cls, module: nn.Module, *, fakes: bool = False, served: bool = False) -> Self:
+    def of(cls, module: nn.Module, *, fakes: bool = False, served: bool = False, through: bool = False) -> Self:
         """Reads structure and metadata only; no weight is touched and nothing is moved.
 
         `fakes`: weights may be those of a device that is absent. `served`: something of ours stands for the module's forward,
-        and what a user has wrapped around it since runs around it.
+        and what a user has wrapped around it since runs around it. `through`: as the module was before LoRA adapters were put
+        into it.
         """
         first: dict[int, str] = {}
-        tree = list(_tree(module, "", first))
+        tree = list(_tree(module, "", first, through=through))
         words = Words(first)
         weights: dict[int, str] = {}
         lines: list[Line] = []
@@ -79,8 +82,8 @@ class Fingerprint:
             try:
                 lines.append((path, tuple(_line(child, path, words, weights, fakes=fakes, served=served))))
             except Unsupported as error:
-                return cls(tuple(lines), f"{path or 'the module'}: {error.message}", words.met)
-        return cls(tuple(lines), met=words.met)
+                return cls(tuple(lines), f"{path or 'the module'}: {error.message}", through, words.met)
+        return cls(tuple(lines), through=through, met=words.met)
 
     def to_json(self) -> list[Any]:
         return [[path, list(words)] for path, words in self.lines]
@@ -123,7 +126,7 @@ class Fingerprint:
             return self
         (path, words), *others = self.lines
         kept = tuple(word for word in words if word.partition("=")[0] not in attributes)
-        return type(self)(((path, kept), *others), self.unknown, self.met)
+        return type(self)(((path, kept), *others), self.unknown, self.through, self.met)
 
     def distance(self, live: Fingerprint) -> int:
         """How many lines only one of the two has."""
@@ -136,7 +139,7 @@ def _is_made(word: str) -> bool:
     return bool(equals) and (value in _EMPTY or "tensor(" in value)
 
 
-def _tree(module: nn.Module, path: str, first: dict[int, str]) -> Iterator[tuple[str, nn.Module]]:
+def _tree(module: nn.Module, path: str, first: dict[int, str], *, through: bool) -> Iterator[tuple[str, nn.Module]]:
     """Every place of the tree in order; below one that was seen before nothing is repeated."""
     again = id(module) in first
     first.setdefault(id(module), path)
@@ -144,11 +147,11 @@ def _tree(module: nn.Module, path: str, first: dict[int, str]) -> Iterator[tuple
     if not again:
         for name, child in module._modules.items():
             if child is not None:
-                yield from _tree(child, f"{path}.{name}".lstrip("."), first)
+                yield from _tree(beneath(child) if through else child, f"{path}.{name}".lstrip("."), first, through=through)
 
 
 def _line(module: nn.Module, path: str, words: Words, weights: dict[int, str], *, fakes: bool, served: bool) -> Iterator[str]:
-    yield words.class_word(type(module))
+    yield words.class_word(plain_class(type(module)))
     if path:
         _refuse_hooks(module)
     for name, value in sorted(_attributes(module, root=not path, served=served).items()):
@@ -157,6 +160,8 @@ def _line(module: nn.Module, path: str, words: Words, weights: dict[int, str], *
         if child is None:
             yield f"{name}=None"
     for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+        if name in SLOTS and is_slotted(module):
+            continue
         if tensor is None:
             yield f"{name}=None"
             continue
@@ -208,7 +213,7 @@ def _differing(built: tuple[str, ...], live: tuple[str, ...]) -> str:
 
 def _advice(paths: list[str]) -> str:
     if any("lora" in path for path in paths):
-        return " (a LoRA that is not fused: call fuse_lora() and unload_lora_weights(), or build with it)"
+        return " (a LoRA that is not fused: call fuse_lora() and unload_lora_weights(), or build with --lora-rank)"
     if any("to_qkv" in path or "to_kv" in path for path in paths):
         return " (projections were fused: build with --fuse-qkv, or load without)"
     return ""

@@ -13,6 +13,7 @@ from torch import nn
 
 from aot.model.fingerprint import HOOKS
 from aot.model.functions import functions_in, stands_at
+from aot.model.slots import beneath_all, is_adapter
 from aot.model.traced import TracedCode
 from aot.model.words import Met
 
@@ -30,17 +31,21 @@ class Seal:
 
     __slots__ = ("_checks",)
 
-    def __init__(self, module: nn.Module, met: Met, code: TracedCode) -> None:
-        modules = list(module.modules())
+    def __init__(self, module: nn.Module, met: Met, code: TracedCode, *, through: bool = False) -> None:
+        """`through`: the adapters that are around its layers are left out, but for which layers these are and their hooks."""
+        every = list(module.modules())
+        modules = [found for _, found in beneath_all(module)] if through else every
+        around = [found for found in every if is_adapter(found)] if through else []
         below = [child for child in modules if child is not module]
         trees = [child._modules for child in modules]
-        hooks = [vars(child)[kind] for child in below for kind in HOOKS]
+        hooks = [vars(child)[kind] for child in [*below, *around] for kind in HOOKS]
         kinds = _kinds(modules, met)
         places = _places(code, kinds)
         values = [space[name] for space, name in places]
         functions = [*met.functions, *_functions(code)]
         owners = [*modules, *(found for found in met.objects if hasattr(found, "__dict__"))]
-        dicts = [*map(vars, owners), *filter(None, [*trees, *hooks]), *_of_kind(dict, [*met.dicts, *values])]
+        spaces = [*map(vars, owners), *(layer._modules for layer in around)]
+        dicts = [*spaces, *filter(None, [*trees, *hooks]), *_of_kind(dict, [*met.dicts, *values])]
         sequences = [*met.sequences, *_of_kind((list, set), values)]
         cells = [cell for function in functions for cell in function.__closure__ or () if cell != types.CellType()]
         self._checks = (

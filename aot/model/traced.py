@@ -27,6 +27,7 @@ from aot.model.functions import (
     static,
     tree_digest,
 )
+from aot.model.slots import beneath_all, plain_class
 from aot.model.tracing import Codes, mentioned, reads
 from aot.model.words import Met, Words, class_name, own_attributes
 
@@ -71,9 +72,10 @@ class TracedCode:
             names |= set(mentioned(code))
             if "__name__" in found:
                 values |= {f"{found['__name__']}:{chain}": value for chain, value in reads(code, found)}
-        met = _met(module)
+        modules = dict(module.named_modules())
+        met = _met(modules)
         described = {id(function.__code__) for function in met.functions}  # its fingerprint has their bytecode
-        kinds = {*_kinds(module, met), *(value for value in values.values() if isinstance(value, type))}
+        kinds = {*_kinds(modules.values(), met), *(value for value in values.values() if isinstance(value, type))}
         for code, found in codes:
             ran = f"{found.get('__name__', '?')}:{code.co_qualname}"
             name = _member({*kinds, *_classes_of(found)}, code) if is_generated(code) else outermost(ran)
@@ -94,10 +96,13 @@ class TracedCode:
         functions, places, values = self.functions | other.functions, self.places | other.places, self.globals | other.globals
         return TracedCode(self.python, self.torch, functions, places, values, names, classes)
 
-    def differs(self, module: nn.Module) -> str | None:
-        """What this process would run or read for `module` and was not traced, in words, or None."""
+    def differs(self, module: nn.Module, *, through: bool = False) -> str | None:
+        """What this process would run or read for `module` and was not traced, in words, or None; `through`: for what it was before
+        LoRA adapters were put into it."""
         known = self._known()
-        return known._functions_differ() or known._places_differ() or known._globals_differ() or known._classes_differ(module)
+        return (
+            known._functions_differ() or known._places_differ() or known._globals_differ() or known._classes_differ(module, through=through)
+        )
 
     def adopted(self) -> TracedCode:
         """With the functions of this process in the place of those that were traced: somebody has found that they do the same."""
@@ -137,8 +142,9 @@ class TracedCode:
                 return f"{name} is {here}, traced was {word}"
         return None
 
-    def _classes_differ(self, module: nn.Module) -> str | None:
-        kinds = {*_kinds(module, _met(module)), *(found for name in self.globals if isinstance(found := read(name), type))}
+    def _classes_differ(self, module: nn.Module, *, through: bool) -> str | None:
+        modules = dict(beneath_all(module) if through else module.named_modules())
+        kinds = {*_kinds(modules.values(), _met(modules)), *(found for name in self.globals if isinstance(found := read(name), type))}
         live = _bindings(kinds, self.names, self.functions)
         for kind, built in sorted(self.classes.items()):
             here = live.get(kind, {})
@@ -219,19 +225,19 @@ def _registered(value: Any, traced: set[str]) -> str:
     return ""
 
 
-def _met(module: nn.Module) -> Met:
+def _met(modules: dict[str, nn.Module]) -> Met:
     """What the modules of the tree keep, as far as it can be described."""
-    words = Words({id(child): path for path, child in module.named_modules()})
-    for child in module.modules():
+    words = Words({id(child): path for path, child in modules.items()})
+    for child in modules.values():
         for name, value in own_attributes(child).items():
             with suppress(Unsupported):
                 words.of(value, name)
     return words.met
 
 
-def _kinds(module: nn.Module, met: Met) -> set[type]:
-    """The classes of the module's tree, and of the objects that it keeps."""
-    return {type(found) for found in [*module.modules(), *met.objects]}
+def _kinds(modules: Iterable[nn.Module], met: Met) -> set[type]:
+    """The classes of the modules of a tree, and of the objects that it keeps."""
+    return {plain_class(type(found)) for found in [*modules, *met.objects]}
 
 
 def _bindings(kinds: Iterable[type], names: Iterable[str], traced: Iterable[str]) -> dict[str, dict[str, str]]:

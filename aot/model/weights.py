@@ -14,6 +14,7 @@ from torch._C._dynamo.guards import TensorGuards  # checked on torch 2.11.0, 2.1
 from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
 from aot.model.signature import TensorSpec
+from aot.model.slots import beneath_all, is_slot
 from aot.model.words import PLAIN_TENSORS, class_name
 from aot.model.wrapped import INNER, Assembly, named_parts
 
@@ -21,8 +22,8 @@ _ALIGNED = 16  # bytes: what Triton's kernels take for granted of every pointer
 
 
 class LiveWeights:
-    """Finds the weights of `module` by `names`, by default all in the order of its tree, quickly enough to do it at every call. Of a
-    wrapped one they are the plain tensors within.
+    """Finds the weights of `module` by `names`, by default all in the order of its tree and then its slots, quickly enough to do it at
+    every call. Of a wrapped one they are the plain tensors within; one that adapters were put around is found by its own name.
 
     Looking again each time is what makes a weight that was moved, replaced or fused be seen; keeping a list would serve the
     old one. The cost is a pass in C over the modules' own dicts (`scripts/dispatch_cost.py` measures it).
@@ -31,15 +32,16 @@ class LiveWeights:
     __slots__ = ("_inner", "_keys", "_owners", "_wrapped", "names")
 
     def __init__(self, module: nn.Module, names: Sequence[str] | None = None) -> None:
+        modules = module.named_modules() if names is None else (*module.named_modules(), *beneath_all(module))
         found = {
             f"{path}.{key}".lstrip("."): (owned, key)
-            for path, owner in module.named_modules()
+            for path, owner in modules
             for owned in (owner._parameters, owner._buffers)
             for key in owned
             if names is not None or owned[key] is not None
         }
         every = (one for name, (owned, key) in found.items() for one, _ in named_parts(name, owned[key]))
-        self.names = list(every) if names is None else list(names)
+        self.names = sorted(every, key=is_slot) if names is None else list(names)
         places = [found.get(name.partition(INNER)[0], ({}, name)) for name in self.names]
         self._owners: list[dict[str, Any]] = [owned for owned, _ in places]
         self._keys = [key for _, key in places]

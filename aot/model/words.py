@@ -27,7 +27,7 @@ from aot.model.signature import TensorSpec
 # Where an object came from, which release wrote it, how its weights were brought: set by loading code, read by no forward
 NOTES = frozenset(
     {
-        *("lora_scale", "_safe_fusing", "_hf_peft_config_loaded"),  # what fuse_lora() and unload_lora_weights() leave behind
+        *("lora_scale", "_safe_fusing", "_hf_peft_config_loaded", "peft_config"),  # what was loaded: its layers are in the tree, or gone
         *("name_or_path", "_name_or_path", "_commit_hash", "transformers_version", "_diffusers_version", "_class_name", "_auto_class"),
         INSTALLED,
         *("_use_kernels", "_weight_conversions", "model_type"),  # what from_pretrained of transformers leaves behind

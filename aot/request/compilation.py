@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aot.choice import choice
-from aot.errors import Unsupported
+from aot.errors import BadInput, Unsupported
 from aot.machine.sku import ARCHITECTURES, CPU, find_sku
 from aot.request.mode import CUDAGRAPHS, FREEZING, TIMED_OPTIONS, Setting
 from aot.request.options import Options
@@ -32,6 +32,8 @@ class Compilation(ABC):
     untuned: bool = False  # leave out what times kernels on the device, though the mode says so
     also: tuple[str, ...] = ()  # further architectures, `sm_90`
     components: tuple[str, ...] = ()  # the paths of those that are compiled; empty: all there are
+    lora_rank: int = 0  # of the slots for adapters that graphs have; 0: none
+    lora_targets: tuple[str, ...] = ()  # which layers have one, by the ends of their paths; empty: all within blocks
 
     @abstractmethod
     def about(self) -> dict[str, str]:
@@ -46,9 +48,20 @@ class Compilation(ABC):
                     raise Unsupported(
                         f"mode word {word!r} with --scope regional: {why}.", remedy=f"choose --scope whole, or leave {word} out."
                     )
+        self._check_lora()
         self.options.mode.check_artifact(CPU if self.gpu == CPU else "cuda")
         _check_simulation(self)
         _check_also(self)
+
+    def _check_lora(self) -> None:
+        if self.lora_rank < 0 or (self.lora_targets and not self.lora_rank):
+            raise BadInput(
+                f"--lora-rank {self.lora_rank} is no rank.", remedy="give that of the largest adapter, or the sum of those used at once."
+            )
+        if self.lora_rank and FREEZING in self.options.mode.words:
+            raise Unsupported(
+                f"mode word {FREEZING!r} with --lora-rank: adapters change what it puts into the code.", remedy=f"leave {FREEZING} out."
+            )
 
     @property
     def inductor(self) -> dict[str, Setting]:

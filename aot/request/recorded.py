@@ -35,5 +35,5 @@ class Recorded(Compilation):
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        lists = {name: tuple(value[name]) for name in ("components", "also")}
+        lists = {name: tuple(value[name]) for name in ("components", "also", "lora_targets")}
         return cls(**value | lists | {"options": Options.parse(value["options"])})

@@ -79,7 +79,7 @@ class Request(Compilation):
     def from_json(cls, value: dict[str, Any]) -> Self:
         shapes = tuple(map(Shape.parse, value["shapes"]))
         options = Options.parse(value["options"])
-        lists = {name: tuple(value[name]) for name in ("components", "batches", "frames", "also")}
+        lists = {name: tuple(value[name]) for name in ("components", "batches", "frames", "also", "lora_targets")}
         return cls(**value | lists | {"shapes": shapes, "options": options})
 
 

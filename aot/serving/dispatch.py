@@ -18,8 +18,10 @@ from aot.errors import LoadFailed, Miss, Unsupported
 from aot.model.fingerprint import Fingerprint
 from aot.model.seal import Seal
 from aot.model.signature import Convention, Signature, TensorSpec
+from aot.model.slots import has_adapters
 from aot.model.weights import Frozen, LiveWeights, WeightForms, unbacked, unfit
 from aot.model.words import PLAIN_TENSORS, Met
+from aot.serving.adapters import Slots
 from aot.serving.shapebook import ShapeBook
 from aot.serving.standin import Compiled, StandIn
 from aot.serving.surroundings import surroundings
@@ -63,6 +65,8 @@ class Dispatcher(StandIn):
         self._known: dict[Any, _Known] = {}
         self._weights = LiveWeights(module, [name for name, _ in kind.weights])
         self._forms: dict[torch.device, WeightForms] = {}
+        self._slots: dict[tuple[Any, torch.device], Slots] = {}
+        self._adapted = False  # whether there were adapters in the module when it was last looked at
         self._frozen = Frozen(module) if graphs.frozen else None  # kept only where it is needed: it holds on to the weights
         self._seal: Seal | None = None
         self._refused: tuple[Seal, str] | None = None  # a state that is not ours, and why
@@ -86,7 +90,15 @@ class Dispatcher(StandIn):
 
     def seal(self, met: Met) -> None:
         """From now on what was `met` when the module's fingerprint was taken has to stay as it is."""
-        self._seal = Seal(self._module, met, self._kind.code)
+        self._seal = self._sealed(met)
+
+    def _sealed(self, met: Met) -> Seal:
+        """A seal on the module as it is now. Adapters are not in it where graphs have room for them: these are looked at by themselves."""
+        self._adapted = self._graphs.slotted and has_adapters(self._module)
+        return Seal(self._module, met, self._kind.code, through=self._graphs.slotted)
+
+    def _live(self) -> Fingerprint:
+        return Fingerprint.of(self._module, served=True, through=self._graphs.slotted)
 
     def put(self) -> None:
         super().put()
@@ -100,6 +112,10 @@ class Dispatcher(StandIn):
             return self._missed(reason, args, kwargs)
         if known.moved:
             tensors = known.laid_out(tensors)
+        if known.slots is not None:
+            if reason := known.slots.refuses():
+                return self._missed(reason, args, kwargs)
+            weights = weights + known.slots.tensors
         inputs = tensors if graph.entry.frozen else weights + tensors
         try:
             outputs = graph.run(inputs, known.convention.canonical(args, kwargs) if graph.writes else None)
@@ -117,7 +133,7 @@ class Dispatcher(StandIn):
 
     def differs(self) -> str | None:
         """What of the module is not what its graphs were built from, in words; None where they would serve it."""
-        return None if self._holds() else self._kind.differs(self._module, Fingerprint.of(self._module, served=True))
+        return None if self._holds() else self._kind.differs(self._module, self._live())
 
     def _holds(self) -> bool:
         return self._seal is not None and self._seal.holds()
@@ -132,13 +148,23 @@ class Dispatcher(StandIn):
             forms = self._forms[graph.device] = WeightForms(self._kind.weights, graph.device)
         return forms.refuses(weights)
 
+    def _slots_of(self, graph: Graph) -> Slots | None:
+        """What holds the adapters for a graph, if it has room for any; shared by those that have it alike."""
+        entry = graph.entry
+        if not entry.slots:
+            return None
+        key = entry.slots, graph.device
+        if key not in self._slots:
+            self._slots[key] = Slots(self._module, entry.slots, graph.device)
+        return self._slots[key]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copied module is served too, with its own weights; libraries are shared, being stateless."""
         twin = super().__deepcopy__(memo)
         twin._seal = twin._refused = None  # the copy is not complete yet: look at its first call
         twin._weights = LiveWeights.nowhere()
         twin._frozen = Frozen.unknown()  # a copy's weights are others, as far as anybody can tell without reading them all
-        twin._known, twin._forms = {}, {}
+        twin._known, twin._forms, twin._slots = {}, {}, {}
         twin._jitted = Compiled(twin._module, self._policy.jit)
         twin._jitted._before = twin._before
         return twin
@@ -155,14 +181,15 @@ class Dispatcher(StandIn):
             return self._missed(error.message, args, kwargs)
         if torch.is_grad_enabled() and any(found.requires_grad for found in (*tensors, *self._module.parameters())):
             return self._missed("a gradient is asked for, graphs have none (call under torch.inference_mode())", args, kwargs)
-        found = self._graphs.find(signature)
+        found = self._graphs.find(signature, adapted=self._adapted)
         if found is None:
-            return self._missed(self._graphs.nearest(signature), args, kwargs)
+            return self._missed(self._graphs.nearest(signature, adapted=self._adapted), args, kwargs)
         graph, built = found
         named = [(name, spec) for name, spec in signature.named()]
         moved = [(place, spec) for place, spec in enumerate(built.specs) if spec != signature.specs[place]]
         in_order = order == list(range(len(tensors)))
-        known = _Known(graph, convention, None if in_order else order, named, [spec.span for _, spec in named], moved)
+        spans = [spec.span for _, spec in named]
+        known = _Known(graph, convention, None if in_order else order, named, spans, moved, self._slots_of(graph))
         for (name, spec), tensor in zip(named, tensors, strict=True):
             if reason := unfit(tensor, spec, graph.device):
                 return self._missed(f"{name} {reason}", args, kwargs)
@@ -175,12 +202,14 @@ class Dispatcher(StandIn):
         """Something of the module or its code is not what it was: go on if it comes to the same, else say what differs."""
         if self._refused is not None and self._refused[0].holds():
             return self._missed(self._refused[1], args, kwargs)
-        live = Fingerprint.of(self._module, served=True)
+        live = self._live()
         reason = self._kind.differs(self._module, live)
-        seal = Seal(self._module, live.met, self._kind.code)
+        seal = self._sealed(live.met)
         if reason is None and seal.holds():
             self._seal, self._refused = seal, None
             self._known.clear()
+            for slots in self._slots.values():
+                slots.forget()
             self._weights = LiveWeights(self._module, [name for name, _ in self._kind.weights])
             return self(*args, **kwargs)
         self._jitted.forget()
@@ -209,6 +238,7 @@ class _Known:
     named: list[tuple[str, TensorSpec]]
     spans: list[int]
     moved: list[tuple[int, TensorSpec]]  # tensors that lie otherwise in memory than the graph takes them, and how it does
+    slots: Slots | None = None
 
     def laid_out(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """With copies of those that lie otherwise. A module's own layouts differ from those that a build saw on fakes, and what passes

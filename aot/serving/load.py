@@ -25,12 +25,13 @@ from aot.errors import Miss
 from aot.machine.settings import claim, complete
 from aot.machine.target import Allow, Target
 from aot.model.fingerprint import Fingerprint
+from aot.model.slots import has_adapters
 from aot.request.options import Options
 from aot.serving.canary import send
 from aot.serving.dispatch import Dispatcher, OnMiss, ServedBy
 from aot.serving.jit import Jit
 from aot.serving.reproduced import Reproduced
-from aot.serving.resolve import Accepted, Candidate, Rejected, candidates, judge, nearest, set_aside
+from aot.serving.resolve import Accepted, Candidate, Facts, Rejected, candidates, judge, nearest, set_aside
 from aot.serving.shapebook import ShapeBook
 from aot.serving.standin import Compiled
 
@@ -70,7 +71,7 @@ class Site:
         from."""
         dispatcher = Dispatcher(self.module, self.graphs, self.kind, policy)
         dispatcher.put()
-        live = live or Fingerprint.of(self.module, served=True)
+        live = live or Fingerprint.of(self.module, served=True, through=self.graphs.slotted)
         if self.kind.structure_differs(live) is None:
             dispatcher.seal(live.met)
 
@@ -97,10 +98,8 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
     """
     options, on_miss, optional = wish.options, wish.on_miss, wish.optional
     with ledger.timed("find"):
-        fingerprints = {path: Fingerprint.of(module) for path, module in modules.items()}
-        facts = {path: of_module(module, fingerprints[path], options) for path, module in modules.items()}
         wished = of_wish(options, here)
-        found = candidates(store, modules=facts, wish=wished, allow=wish.allow)
+        fingerprints, facts, found = _found(modules, store, wish, wished)
     accepted = [candidate for candidate in found if isinstance(candidate.verdict, Accepted)]
     # without an artifact only what the mode names: the rest is the user's own affair, as it is under torch.compile
     settings = complete(options.process) if accepted else options.process
@@ -128,6 +127,23 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
         release()
         raise
     return release
+
+
+def _found(
+    modules: Mapping[str, nn.Module], store: Store, wish: Wish, wished: Facts
+) -> tuple[dict[str, Fingerprint], dict[str, Facts], list[Candidate]]:
+    """The modules' fingerprints and facts, and what of the store may serve them. Where there are adapters in a module and nothing was
+    built with these very ones, it is what it was without: graphs may have slots for them."""
+    fingerprints = {path: Fingerprint.of(module) for path, module in modules.items()}
+    facts: dict[str, Facts] = {path: of_module(module, fingerprints[path], wish.options) for path, module in modules.items()}
+    found = candidates(store, modules=facts, wish=wished, allow=wish.allow)
+    served = {path for candidate in found if isinstance(candidate.verdict, Accepted) for path in candidate.verdict.components}
+    adapted = [path for path, module in modules.items() if path not in served and has_adapters(module)]
+    if not adapted:
+        return fingerprints, facts, found
+    fingerprints |= {path: Fingerprint.of(modules[path], through=True) for path in adapted}
+    facts |= {path: of_module(modules[path], fingerprints[path], wish.options) for path in adapted}
+    return fingerprints, facts, candidates(store, modules=facts, wish=wished, allow=wish.allow)
 
 
 @dataclass(slots=True)
@@ -196,7 +212,7 @@ class Opening:
         if reason := _of_another_state(book, built, self.fingerprints[path]):
             self.changed.setdefault(path, f"{reason} (artifact {short}; build it for this state of the model)")
             return False
-        reason = _changed(book, built, self.modules[path])
+        reason = _changed(book, built, self.modules[path], through=self.fingerprints[path].through)
         if reason is None:
             return True
         if Allow.SOURCE in self.allow and Reproduced(admitted.manifest).by(self.modules[path], built, book, golden()):
@@ -212,10 +228,10 @@ def _of_another_state(book: Book, component: str, live: Fingerprint) -> str | No
     return next(filter(None, (book.kinds[kind].structure_differs(live) for kind in kinds)), None)
 
 
-def _changed(book: Book, component: str, module: nn.Module) -> str | None:
+def _changed(book: Book, component: str, module: nn.Module, *, through: bool) -> str | None:
     """What of the code that a component's graphs were traced from is another here, in words, or None."""
     kinds = {entry.kind: entry.paths[0] for entry in book.graphs if entry.component == component}
-    found = (book.kinds[kind].code.differs(module.get_submodule(path)) for kind, path in kinds.items())
+    found = (book.kinds[kind].code.differs(module.get_submodule(path), through=through) for kind, path in kinds.items())
     return next(filter(None, found), None)
 
 

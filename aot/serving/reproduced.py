@@ -14,6 +14,7 @@ from aot.artifact.cudagraph import Run
 from aot.artifact.golden import Golden, eager
 from aot.artifact.ledger import log
 from aot.cache_store.manifest import Manifest
+from aot.model.slots import slotted_twin
 from aot.serving.canary import allowed_error
 
 
@@ -43,7 +44,9 @@ class Reproduced:
             return math.inf  # its weights are inside, and golden inputs are none
         part = replace(book, graphs=tuple(entries))
         runs: dict[str, Run] = {
-            entry.file: partial(eager, module.get_submodule(entry.paths[0]), [name for name, _ in book.kinds[entry.kind].weights], entry)
+            entry.file: partial(
+                eager, slotted_twin(module.get_submodule(entry.paths[0]), entry.slots), [name for name, _ in book.inputs(entry)], entry
+            )
             for entry in entries
         }
         try:

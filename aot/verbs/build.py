@@ -41,6 +41,8 @@ def build(
     name: str = "",
     dtype: torch.dtype | None = None,
     axes: bool = False,
+    lora_rank: int = 0,
+    lora_targets: Collection[str] = (),
     cache_layer: bool = False,
     untuned: bool = False,
     also: Collection[str] = (),
@@ -56,6 +58,9 @@ def build(
     component. `components` are the paths compiled, by default all that were called. `name` is the artifact's, by default that of
     the pipeline's class. `dtype` is that of the weights, of a folder or repository; by default float32, as diffusers loads them.
     With `axes` sizes that differ between calls are left open, and one graph serves them and all between; else each has its own.
+    With `lora_rank` the graphs have room for LoRAs, which diffusers' own methods load, weigh, disable and swap later without a
+    compile: of that rank, all active ones of a layer together. `lora_targets` are the layers that have room, by the ends of their
+    paths, as `to_q`, or `all`; by default the linear ones and 1x1 convolutions within blocks.
     `cache_layer` makes a fallback to torch.compile warm too, at the price of a second compilation.
     `progress` is told of each stage.
 
@@ -72,6 +77,8 @@ def build(
         name=name,
         dtype=dtype,
         axes=axes,
+        lora_rank=lora_rank,
+        lora_targets=lora_targets,
         cache_layer=cache_layer,
         untuned=untuned,
         also=also,
@@ -91,6 +98,8 @@ def plan(
     name: str = "",
     dtype: torch.dtype | None = None,
     axes: bool = False,
+    lora_rank: int = 0,
+    lora_targets: Collection[str] = (),
     untuned: bool = False,
     also: Collection[str] = (),
     progress: Progress | None = None,
@@ -106,6 +115,8 @@ def plan(
         name=name,
         dtype=dtype,
         axes=axes,
+        lora_rank=lora_rank,
+        lora_targets=lora_targets,
         cache_layer=False,
         untuned=untuned,
         also=also,
@@ -124,6 +135,8 @@ def _asked(
     name: str,
     dtype: torch.dtype | None,
     axes: bool,
+    lora_rank: int,
+    lora_targets: Collection[str],
     cache_layer: bool,
     untuned: bool,
     also: Collection[str],
@@ -136,6 +149,7 @@ def _asked(
     given = "mode" in options if isinstance(options, str | dict) else isinstance(options, Options) and options.mode != Options().mode
     machine = on_machine(gpu, parsed, here=is_here(gpu), mode_given=given, cache_layer=cache_layer, untuned=untuned, also=also)
     own = source.name if isinstance(source, Record) else source.own_name
+    machine |= {"lora_rank": lora_rank, "lora_targets": tuple(lora_targets)}
     request = Recorded(name=name or own, scope=scope, components=tuple(components), **machine)
     request.check_machine()
     return request, source
