@@ -25,6 +25,14 @@ def outputs_of(kind: type) -> Any:
     return dict.get(module._CAN_RECORD_REGISTRY, str(kind)) if module else None
 
 
+def note_outputs(module: nn.Module) -> None:
+    """Note what models of transformers within `module` can collect, as making them does: unpickled ones were not made here."""
+    registry = getattr(sys.modules.get(_MODULE), "_CAN_RECORD_REGISTRY", None)
+    for child in module.modules():
+        if registry is not None and hasattr(child, "_can_record_outputs"):
+            registry[child] = child._can_record_outputs
+
+
 def is_registry(value: Any) -> bool:
     """Whether it is where transformers keeps this for every class that the process has made an instance of."""
     return type(value).__module__ == _MODULE and isinstance(value, dict)

@@ -14,6 +14,7 @@ from typing import Any, Self
 from torch import nn
 
 from aot.errors import BadInput
+from aot.model.collector import note_outputs
 from aot.model.hollow import hollow
 from aot.model.recorder import RecordedCall, Recorder, roots_of
 from aot.request.saved import Saved, save
@@ -91,6 +92,8 @@ class Record:
         """What `pack` wrote. Runs code that the file names: never one that comes from elsewhere."""
         with path.open("rb") as file:
             found: Self = pickle.load(file)  # noqa: S301
+        for module in found.modules.values():
+            note_outputs(module)
         return found
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora.layer import Linear as Adapted
 
 import aot
 from aot.artifact.certificate import compare
-from aot.errors import Miss
+from aot.errors import BadInput, Miss
+from aot.model.slots import targets
 from tests.pipelines import make
 from tests.shared import Shared
 
@@ -207,3 +208,57 @@ def test_a_hook_on_an_adapter_is_a_miss(pair: Pair) -> None:
         picture(pair.served, pair.call)
     handle.remove()
     picture(pair.served, pair.call)
+
+
+def unet() -> tuple[torch.nn.Module, dict[str, Any]]:
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    blocks: dict[str, Any] = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    made = UNet2DModel(sample_size=16, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1, attention_head_dim=4, **blocks)
+    return made.eval().requires_grad_(False), {"sample": torch.randn(1, 3, 16, 16), "timestep": torch.tensor(7), "return_dict": False}
+
+
+def text_encoder() -> tuple[torch.nn.Module, dict[str, Any]]:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    config = CLIPTextConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=100)
+    return CLIPTextModel(config).eval().requires_grad_(False), {"input_ids": torch.arange(77)[None] % 100, "return_dict": False}
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize(
+    ("model", "named", "adapted"),
+    [
+        (unet, ("all",), ["conv1", "to_q", "time_emb_proj", "downsamplers.0.conv", "conv_in"]),
+        (text_encoder, (), ["q_proj", "fc1"]),
+    ],
+)
+def test_convolutions_and_text_encoders_have_slots_too(
+    model: Callable[[], Any], named: tuple[str, ...], adapted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any module, by whatever puts peft's layers into it."""
+    monkeypatch.setenv("AOT_HOME", str(tmp_path))
+    monkeypatch.setenv("NEXFORT_GRAPH_CACHE", "1")
+    (served, call), (eager, _) = model(), model()
+    built = aot.build(model()[0], lambda made: made(**call), gpu="cpu", options=O0, scope="whole", lora_rank=8, lora_targets=named)
+    assert built.manifest.measured["lora"]["rank"] == 8
+    aot.compile(served, options=O0, on_miss="error")
+    for found in (served, eager):
+        torch.manual_seed(1)
+        inject_adapter_in_model(LoraConfig(r=6, lora_alpha=9, target_modules=adapted, init_lora_weights=False), found, adapter_name="style")
+    with torch.no_grad():
+        assert compare(served(**call)[0], eager(**call)[0]).relative_l2 <= 2e-6
+        assert compare(served(**call)[0], model()[0](**call)[0]).relative_l2 > 1e-3
+    assert not aot.stats()[-1]["misses"]
+    aot.restore(served)
+
+
+def test_layers_are_named_by_the_ends_of_their_paths_and_never_by_number() -> None:
+    model = make("flux")[0].transformer
+    assert targets(model, ("transformer_blocks.0.attn.to_q",)) == [f"transformer_blocks.{block}.attn.to_q" for block in (0, 1)]
+    assert targets(model, ("to_out.0", "add_*_proj"))
+    assert not [path for path in targets(model, ()) if path in ("x_embedder", "proj_out")]
+    with pytest.raises(BadInput, match="'to_z' names no linear layer"):
+        targets(model, ("to_z",))
