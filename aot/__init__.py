@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aot.artifact.ledger import stats
     from aot.request.record import Record, record
+    from aot.serving.lora import check_lora
     from aot.serving.metrics import export_metrics
     from aot.serving.nexfort import compile, compile_pipe, enable, restore
     from aot.serving.ready import ready
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Record",
     "build",
+    "check_lora",
     "compile",
     "compile_pipe",
     "enable",
@@ -39,6 +41,7 @@ _HOMES = {
     **dict.fromkeys(("Record", "record"), "aot.request.record"),
     **dict.fromkeys(("compile", "compile_pipe", "enable", "restore"), "aot.serving.nexfort"),
     "ready": "aot.serving.ready",
+    "check_lora": "aot.serving.lora",
     "export_metrics": "aot.serving.metrics",
     **dict.fromkeys(("build", "plan"), "aot.verbs.build"),
     **dict.fromkeys(("lock", "lookup"), "aot.verbs.lookup"),

@@ -18,7 +18,7 @@ from aot.errors import LoadFailed, Miss, Unsupported
 from aot.model.fingerprint import Fingerprint
 from aot.model.seal import Seal
 from aot.model.signature import Convention, Signature, TensorSpec
-from aot.model.slots import has_adapters
+from aot.model.slots import Slotted, has_adapters
 from aot.model.weights import Frozen, LiveWeights, WeightForms, unbacked, unfit
 from aot.model.words import PLAIN_TENSORS, Met
 from aot.serving.adapters import Slots
@@ -147,6 +147,11 @@ class Dispatcher(StandIn):
         if forms is None:
             forms = self._forms[graph.device] = WeightForms(self._kind.weights, graph.device)
         return forms.refuses(weights)
+
+    def slotted(self) -> list[Slotted]:
+        """What room for adapters its graphs have, the roomiest last."""
+        found = {graph.entry.slots: None for graph in self._graphs if graph.entry.slots}
+        return sorted(found, key=lambda slots: slots[0][1].shape[0])
 
     def _slots_of(self, graph: Graph) -> Slots | None:
         """What holds the adapters for a graph, if it has room for any; shared by those that have it alike."""

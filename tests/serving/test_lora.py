@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora.layer import Linear as Adapted
+from safetensors.torch import save_file
 
 import aot
 from aot.artifact.certificate import compare
@@ -262,3 +263,32 @@ def test_layers_are_named_by_the_ends_of_their_paths_and_never_by_number() -> No
     assert not [path for path in targets(model, ()) if path in ("x_embedder", "proj_out")]
     with pytest.raises(BadInput, match="'to_z' names no linear layer"):
         targets(model, ("to_z",))
+
+
+@pytest.mark.compiles
+def test_an_adapter_is_checked_by_its_header_before_it_is_loaded(pair: Pair, tmp_path: Path) -> None:
+    transformer = make("flux")[0].transformer
+
+    def verdict(state: dict[str, Any]) -> str:
+        save_file({f"transformer.{name}": value for name, value in state.items()}, tmp_path / "pytorch_lora_weights.safetensors")
+        (fit,) = aot.check_lora(pair.served, tmp_path)
+        assert [fit] == aot.check_lora(pair.served, {f"transformer.{name}": value for name, value in state.items()})
+        return str(fit)
+
+    assert verdict(lora(transformer, 8)) == "transformer: fits"
+    assert "rank 33 at single_transformer_blocks.0.attn.to_k, built for 32: build with --lora-rank 33" in verdict(lora(transformer, 33))
+    assert "of no plain LoRA" in verdict(lora(transformer, 8, use_dora=True))
+    assert verdict(lora(transformer, 8, ("x_embedder",))) == "transformer: fits"  # around the graphs, which are of blocks
+    wrong = {name: value[..., :-1] if "lora_A" in name else value for name, value in lora(transformer, 8).items()}
+    assert "it is of another model" in verdict(wrong)
+    assert "would be ignored (none of its 1 layers is in the model)" in verdict({"nowhere.to_q.lora_A.weight": torch.zeros(8, 32)})
+    load(lora(transformer, 30), "first")(pair.served)
+    assert "rank 38 at single_transformer_blocks.0.attn.to_k, 30 of it active already, built for 32" in verdict(lora(transformer, 8))
+
+
+def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:
+    pipe = make("flux")[0]
+    (tmp_path / "some.safetensors").write_bytes(b"no such thing")
+    for what in (tmp_path / "some.safetensors", tmp_path / "nothing", {"transformer.proj_out.weight": torch.zeros(2, 2)}):
+        with pytest.raises(BadInput):
+            aot.check_lora(pipe, what)
