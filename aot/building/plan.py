@@ -192,7 +192,8 @@ def _joined(group: list[Unit]) -> Iterator[Unit]:
 def check_slots(units: Iterable[Unit], slots: Mapping[str, list[str]]) -> None:
     """Raises BadInput where submodules that share a graph were given other slots."""
     for unit in units:
-        own = [[found[len(path) :] for found in slots.get(unit.component, ()) if found.startswith(path)] for path in unit.paths]
+        prefixes = [f"{path}." if path else "" for path in unit.paths]
+        own = [[found.removeprefix(prefix) for found in slots.get(unit.component, ()) if found.startswith(prefix)] for prefix in prefixes]
         if odd := next((path for path, found in zip(unit.paths, own, strict=True) if found != own[0]), None):
             raise BadInput(
                 f"--lora-targets gives {unit.component}.{unit.paths[0]} and {odd} different slots, and they share a graph.",

@@ -39,6 +39,11 @@ class Record:
         roots = {part: module for part, module in roots_of(owner).items() if part in inside}
         return cls(name or _name(owner), modules, recorder.calls, dict(recorder.left), roots)
 
+    @classmethod
+    def named(cls, owner: Any, **fields: Any) -> Record:
+        """An empty one, of that pipeline's name."""
+        return cls(_name(owner), **fields)
+
     def save(self, path: str | Path) -> None:
         """Write it to a JSON file, from which any host builds: without weights, prompts or code. Raises Unsupported for what its
         classes and configs alone do not make."""

@@ -44,7 +44,7 @@ class Saved(Named):
 
     def record(self) -> Record:
         """The Record, with modules made again. Raises BadInput for a file that is none, Unsupported for what cannot be made here."""
-        value = _read(Path(self.path))
+        value = read(Path(self.path))
         try:
             return _record(value, self.name, self.also)
         except CodedError:
@@ -68,7 +68,8 @@ def write(value: Mapping[str, Any], path: str | Path) -> None:
     part.replace(path)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """What `write` wrote, as it is: nothing is made of it. Raises BadInput."""
     with path.open("rb") as file:
         raw = file.read(_LARGEST + 1)
     if len(raw) > _LARGEST:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -34,6 +35,7 @@ from aot.request.options import Options
 from aot.serving.dispatch import OnMiss
 from aot.serving.held import give_back, on_restore, share
 from aot.serving.jit import rescued
+from aot.serving.learn import Learner
 from aot.serving.load import Wish, attach, fall_back
 from aot.serving.standin import Compiled, take_away
 
@@ -88,6 +90,7 @@ def compile_pipe(
     on_miss: str = "compile",
     allow: Collection[str] = (),
     strict: bool = False,
+    learn: str | Path | None = None,
     backend: str = "nexfort",
 ) -> P:
     """Compile the denoisers and the VAE decoder of a diffusers pipeline in place and return the pipeline. See `compile`.
@@ -95,12 +98,14 @@ def compile_pipe(
     All else that it is made of, encoders for one, is served too where an artifact has it, and is otherwise left as it is. The scale of an
     IP-Adapter stays live: `set_ip_adapter_scale` takes floats, and float32 tensors that may then be changed in place.
 
-    `fuse_qkv_projections` fuses the attention projections of the denoiser first. `ignores` names components to leave alone.
+    `fuse_qkv_projections` fuses the attention projections of the denoiser first. `ignores` names components to leave alone. `learn` is a
+    file: the Record of the calls that no graph served, each written down as it is first met, from which `aot build` builds; BadInput
+    where that cannot be.
     """
     choice(backend, known=("nexfort",), field="backend")
     location = os.environ.get(GRAPH_CACHE, "0")
     policy = _policy(on_miss, allow, strict=strict)
-    return _compile_pipe(pipe, options, location, fuse=fuse_qkv_projections, ignores=ignores, policy=policy)
+    return _compile_pipe(pipe, options, location, fuse=fuse_qkv_projections, ignores=ignores, policy=policy, learn=learn)
 
 
 def enable(
@@ -113,6 +118,7 @@ def enable(
     on_miss: str = "compile",
     allow: Collection[str] = (),
     strict: bool = False,
+    learn: str | Path | None = None,
     trust: Collection[str] = (),
 ) -> P:
     """Serve a diffusers pipeline from the artifacts of `store` and return it: pull, trust and load in one line.
@@ -126,10 +132,12 @@ def enable(
         found, local = _opened(store)
         trust_keys(local.root, trust, stores=[found.location])
     policy = _policy(on_miss, allow, strict=strict)
-    return _compile_pipe(pipe, options, store, fuse=fuse_qkv_projections, ignores=ignores, policy=policy)
+    return _compile_pipe(pipe, options, store, fuse=fuse_qkv_projections, ignores=ignores, policy=policy, learn=learn)
 
 
-def _compile_pipe(pipe: P, options: OptionsLike, location: str, *, fuse: bool, ignores: tuple[str, ...], policy: _Policy) -> P:
+def _compile_pipe(
+    pipe: P, options: OptionsLike, location: str, *, fuse: bool, ignores: tuple[str, ...], policy: _Policy, learn: str | Path | None
+) -> P:
     modules = components(pipe, ignores)
     if not modules:
         raise BadInput(
@@ -142,7 +150,11 @@ def _compile_pipe(pipe: P, options: OptionsLike, location: str, *, fuse: bool, i
         for module in modules.values():
             if fuse and (undo := fuse_qkv(module)):
                 on_restore(module, undo)
-        _compile(modules, parsed, location, optional, policy)
+        learner = Learner(learn, pipe, modules, fused=fuse) if learn else None
+        ledger = _compile(modules, parsed, location, optional, policy)
+        if learner:
+            for path, module in modules.items():
+                learner.watch(path, module, ledger)
     return pipe
 
 
@@ -204,7 +216,8 @@ def parts(pipe: Any) -> Iterator[str]:
         yield from (f"{name}.{inner}" for inner, child in part.named_children() if child._modules) if coder else (name,)
 
 
-def _compile(modules: dict[str, nn.Module], options: Options, location: str, optional: Mapping[str, nn.Module], policy: _Policy) -> None:
+def _compile(modules: dict[str, nn.Module], options: Options, location: str, optional: Mapping[str, nn.Module], policy: _Policy) -> Ledger:
+    """Returns the account that is kept of it."""
     ledger = open_ledger(tuple(modules))
     for module in modules.values():
         if undo := live_scale(module):
@@ -223,6 +236,7 @@ def _compile(modules: dict[str, nn.Module], options: Options, location: str, opt
         wish = Wish(options, policy.on_miss, frozenset(optional), policy.allow, policy.strict)
         release = _load(modules, {**modules, **optional}, location, wish=wish, ledger=ledger)
     share(modules.values(), release)
+    return ledger
 
 
 def _opened(location: str) -> tuple[LocalStore | CachedStore, LocalStore]:

@@ -1,0 +1,71 @@
+"""Calls that nothing served become a Record that builds."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import aot
+from aot.errors import BadInput
+from tests.pipelines import make
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AOT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NEXFORT_GRAPH_CACHE", "1")
+
+
+def ask(pipe: Any, call: dict[str, Any], **other: Any) -> None:
+    with torch.inference_mode():
+        pipe(**{**call, "output_type": "latent", **other})
+
+
+def test_calls_that_nothing_served_are_written_down_once_each_by_all_processes_together(tmp_path: Path) -> None:
+    path = tmp_path / "learned.json"
+    for width in (48, 64):  # the second as another process would: with a pipeline of its own
+        pipe, call = make("flux")
+        aot.compile_pipe(pipe, on_miss="eager", learn=path)
+        ask(pipe, call)
+        ask(pipe, call)
+        ask(pipe, call, width=width)
+        aot.restore(pipe)
+        size = path.stat().st_mtime_ns
+        ask(pipe, call, width=80)  # not any more
+        assert path.stat().st_mtime_ns == size
+    record = aot.Record.load(path)
+    assert set(record.modules) == {"transformer"}
+    assert [call.signature.specs[0].shape for call in record.calls] == [(1, 96, 16), (1, 128, 16)]
+    planned = aot.plan(path, gpu="cpu")
+    assert len(planned.graphs) == 4  # two kinds of block, at two sizes
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_file_that_is_not_to_be_written_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    pipe, call = make("flux")
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    for path, said in ((other, "no Record"), (tmp_path / "nowhere" / "learned.json", "there is no folder")):
+        with pytest.raises(BadInput, match=said):
+            aot.compile_pipe(pipe, on_miss="eager", learn=path)
+    mine = tmp_path / "mine.json"
+    aot.compile_pipe(pipe, on_miss="eager", learn=mine)
+    ask(pipe, call)
+    with pytest.raises(BadInput, match="of another pipeline"):
+        aot.compile_pipe(make("sd3")[0], on_miss="eager", learn=mine)
+    assert aot.Record.load(mine).calls
+
+
+def test_a_disk_that_is_full_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    pipe, call = make("flux")
+    aot.compile_pipe(pipe, on_miss="eager", learn=folder / "learned.json")
+    folder.rmdir()
+    with caplog.at_level(logging.WARNING, logger="aot"):
+        ask(pipe, call)
+    assert "could not be learned" in caplog.text
