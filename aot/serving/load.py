@@ -141,9 +141,13 @@ def _found(
     adapted = [path for path, module in modules.items() if path not in served and has_adapters(module)]
     if not adapted:
         return fingerprints, facts, found
-    fingerprints |= {path: Fingerprint.of(modules[path], through=True) for path in adapted}
-    facts |= {path: of_module(modules[path], fingerprints[path], wish.options) for path in adapted}
-    return fingerprints, facts, candidates(store, modules=facts, wish=wished, allow=wish.allow)
+    beneath = {path: Fingerprint.of(modules[path], through=True) for path in adapted}
+    bare = facts | {path: of_module(modules[path], found, wish.options) for path, found in beneath.items()}
+    others = candidates(store, modules=bare, wish=wished, allow=wish.allow)
+    roomy = [other for other in others if "lora" in other.entry.key and isinstance(other.verdict, Accepted)]
+    if not any(path in candidate.verdict.components for candidate in roomy for path in adapted):  # type: ignore[union-attr]
+        return fingerprints, facts, found
+    return fingerprints | beneath, bare, others
 
 
 @dataclass(slots=True)

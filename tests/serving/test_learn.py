@@ -41,7 +41,7 @@ def test_calls_that_nothing_served_are_written_down_once_each_by_all_processes_t
     assert set(record.modules) == {"transformer"}
     assert [call.signature.specs[0].shape for call in record.calls] == [(1, 96, 16), (1, 128, 16)]
     planned = aot.plan(path, gpu="cpu")
-    assert len(planned.graphs) == 4  # two kinds of block, at two sizes
+    assert {size for size in (96, 128) if any(f"[1,{size},32]" in graph for graph in planned.graphs)} == {96, 128}
     assert not list(tmp_path.glob(".*.part"))
 
 
