@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from aot.artifact.book import Book, Kind
-from aot.artifact.facts import of_module, of_wish
+from aot.artifact.facts import of_wish
 from aot.artifact.golden import Golden
 from aot.artifact.guard import Guard
 from aot.artifact.key import Key
@@ -25,13 +25,14 @@ from aot.errors import Miss
 from aot.machine.settings import claim, complete
 from aot.machine.target import Allow, Target
 from aot.model.fingerprint import Fingerprint
-from aot.model.slots import has_adapters
 from aot.request.options import Options
 from aot.serving.canary import send
 from aot.serving.dispatch import Dispatcher, OnMiss, ServedBy
+from aot.serving.found import find
 from aot.serving.jit import Jit
 from aot.serving.reproduced import Reproduced
-from aot.serving.resolve import Accepted, Candidate, Facts, Rejected, candidates, judge, nearest, set_aside
+from aot.serving.resolve import Accepted, Candidate, Rejected, judge, nearest, set_aside
+from aot.serving.reuse import Reused, reused
 from aot.serving.shapebook import ShapeBook
 from aot.serving.standin import Compiled
 
@@ -99,7 +100,7 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
     options, on_miss, optional = wish.options, wish.on_miss, wish.optional
     with ledger.timed("find"):
         wished = of_wish(options, here)
-        fingerprints, facts, found = _found(modules, store, wish, wished)
+        fingerprints, facts, found = find(modules, store, wish.options, wished, allow=wish.allow)
     accepted = [candidate for candidate in found if isinstance(candidate.verdict, Accepted)]
     # without an artifact only what the mode names: the rest is the user's own affair, as it is under torch.compile
     settings = complete(options.process) if accepted else options.process
@@ -110,9 +111,12 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
     try:
         for candidate in accepted:
             opening.open(candidate)
-        # only artifacts that were built for this very model, mode and target can make its compilation warm
-        jit = Jit(options, store=store, artifacts=opening.exact, ledger=ledger)
-        for path in set(modules) - opening.paths - optional:
+        unserved = set(modules) - opening.paths - optional
+        begins = reused(found, {path: facts[path] for path in unserved}, wished) if on_miss is OnMiss.COMPILE else []
+        jit = Jit(options, store=store, artifacts=[*opening.exact, *opening.worth(begins)], ledger=ledger)
+        for begin in begins:
+            log.info("%s", begin)
+        for path in unserved:
             cause = opening.problems.get(path)
             why = f"{cause.code} {cause.message.rstrip('.')}" if cause else opening.changed.get(path)
             why = why or _why(opening, found, path, fingerprints[path])
@@ -127,27 +131,6 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
         release()
         raise
     return release
-
-
-def _found(
-    modules: Mapping[str, nn.Module], store: Store, wish: Wish, wished: Facts
-) -> tuple[dict[str, Fingerprint], dict[str, Facts], list[Candidate]]:
-    """The modules' fingerprints and facts, and what of the store may serve them. Where there are adapters in a module and nothing was
-    built with these very ones, it is what it was without: graphs may have slots for them."""
-    fingerprints = {path: Fingerprint.of(module) for path, module in modules.items()}
-    facts: dict[str, Facts] = {path: of_module(module, fingerprints[path], wish.options) for path, module in modules.items()}
-    found = candidates(store, modules=facts, wish=wished, allow=wish.allow)
-    served = {path for candidate in found if isinstance(candidate.verdict, Accepted) for path in candidate.verdict.components}
-    adapted = [path for path, module in modules.items() if path not in served and has_adapters(module)]
-    if not adapted:
-        return fingerprints, facts, found
-    beneath = {path: Fingerprint.of(modules[path], through=True) for path in adapted}
-    bare = facts | {path: of_module(modules[path], found, wish.options) for path, found in beneath.items()}
-    others = candidates(store, modules=bare, wish=wished, allow=wish.allow)
-    roomy = [other for other in others if "lora" in other.entry.key and isinstance(other.verdict, Accepted)]
-    if not any(path in candidate.verdict.components for candidate in roomy for path in adapted):  # type: ignore[union-attr]
-        return fingerprints, facts, found
-    return fingerprints | beneath, bare, others
 
 
 @dataclass(slots=True)
@@ -184,6 +167,19 @@ class Opening:
             assert isinstance(candidate.verdict, Accepted)
             for path in candidate.verdict.components:
                 self.problems.setdefault(path, error)
+
+    def worth(self, begins: Iterable[Reused]) -> list[Admitted]:
+        """The artifacts that these compilations begin from, of those that are on this machine and may be loaded."""
+        store = self.store.local if isinstance(self.store, CachedStore) else self.store
+        found: dict[str, Admitted] = {}
+        for candidate in (candidate for begin in begins for candidate in begin.candidates):
+            try:
+                admitted = self.guard.admit(store, candidate.entry.digest)
+            except CodedError as error:
+                log.info("%s", error)
+            else:
+                found[str(admitted.digest)] = admitted
+        return [admitted for digest, admitted in found.items() if digest not in {str(one.digest) for one in self.exact}]
 
     def _open(self, admitted: Admitted, verdict: Accepted) -> None:
         if isinstance(self.store, CachedStore):

@@ -348,6 +348,26 @@ print(json.dumps({"error": error, "inductor": counters["inductor"], "autograd": 
     assert said["inductor"].get("fxgraph_cache_hit", 0) + said["autograd"].get("autograd_cache_hit", 0) > 0
 
 
+def test_a_model_that_has_become_another_compiles_warm_from_what_is_left_of_it(cached: LocalStore) -> None:
+    """Its graphs are not for it; what they were compiled from is the same but for an attribute that computes nothing."""
+    program = """
+import json, logging, tests.pixart as p, aot
+from torch._dynamo.utils import counters
+logging.basicConfig(level=logging.INFO)
+pipe = p.make_pipe()
+pipe.transformer.remark = 5
+aot.compile_pipe(pipe, ignores=("vae.decoder",))
+p.denoise(pipe)
+print(json.dumps(counters["inductor"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert "transformer: compiling warm from pixart-alpha@" in done.stderr
+    assert "(transformer fingerprint: built for" in done.stderr
+    said = json.loads(done.stdout)
+    assert said.get("fxgraph_cache_hit", 0) > 0
+    assert said.get("fxgraph_cache_miss", 0) == 0
+
+
 def test_bad_arguments_name_the_field() -> None:
     pipe = make_pipe()
     with pytest.raises(BadInput, match="on_miss"):
