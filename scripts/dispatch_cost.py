@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ import aot
 from aot.artifact.runner import Library
 from aot.building.recorded import make_plan
 from aot.compiler.inductor import Configuration, compile_graph
+from aot.errors import Miss
 from aot.model.signature import Signature
 from aot.recipes import find
 from aot.request.options import Options
@@ -146,7 +148,10 @@ def main() -> None:
     recipe = find(given.recipe)
     plan = make_plan(recipe, Request(recipe.name, given.variant, (recipe.variant(given.variant).shape,), gpu="cpu", options=Options()))
     name = next(name for name in ("transformer", "unet") if name in plan.modules)
-    aot.compile(plan.modules[name], on_miss="error")
+    try:
+        aot.compile(plan.modules[name], on_miss="error")
+    except Miss as error:
+        sys.exit(f"error: {error.message} Fix: aot build {recipe.name} --variant {given.variant} --gpu cpu")
     call = next(call for call in plan.calls if call.component == name)
     args, kwargs = call.signature.call(call.tensors)
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from aot.artifact.key import Key, component_parts
@@ -50,14 +48,8 @@ def test_without_a_gpu_nothing_was_timed_that_another_torch_could_use() -> None:
 
 def candidate(name: str, **changes: str) -> Candidate:
     built = key(**changes)
-    entry: Any = Entry(
-        Ref(name, built.digest),
-        Digest.of(name.encode()),
-        "2026-01-01T00:00:00Z",
-        0,
-        dict(built.parts),
-        measured={"compile_s": {"net-0.so": 61.2}},
-    )
+    measured = {"compile_s": {"net-0.so": 61.2}}
+    entry = Entry(Ref(name, built.digest), Digest.of(name.encode()), "2026-01-01T00:00:00Z", 0, dict(built.parts), measured=measured)
     return Candidate(entry, Rejected(()))
 
 
