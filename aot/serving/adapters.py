@@ -30,7 +30,7 @@ class Slots:
     def __init__(self, module: nn.Module, slotted: Slotted, device: torch.device) -> None:
         self._module = module
         self._lock = Lock()
-        self._looked: tuple[_Seen, _Copies | str] | None = None
+        self._looked: tuple[object, _Seen, _Copies | str] | None = None
         paths = [name.rpartition(".")[0] for name, _ in slotted[::2]]
         layers = dict(module.named_modules())
         self._places: dict[str, int] = {}
@@ -41,21 +41,20 @@ class Slots:
         with torch.inference_mode(False):  # written to under any mode
             self.tensors = [spec.zeros().to(device) for _, spec in slotted]
 
-    def refuses(self) -> str | None:
-        """Why the adapters that are in the module now have no room in the slots, in words; None once they are in them."""
+    def refuses(self, structure: object) -> str | None:
+        """Why the adapters that are in the module now have no room in the slots, in words; None once they are in them.
+
+        `structure` is the same object for as long as no adapter was put around a layer or taken away.
+        """
         looked = self._looked
-        if looked is None or not looked[0].holds():
+        if looked is None or looked[0] is not structure or not looked[1].holds():
             with self._lock:
-                looked = self._looked = self._look()
-        _, copies = looked
+                looked = self._looked = structure, *self._look()
+        _, _, copies = looked
         if isinstance(copies, str):
             return copies
         copies.make()
         return None
-
-    def forget(self) -> None:
-        """Look at the module anew: adapters were put into it, or taken out."""
-        self._looked = None
 
     def _look(self) -> tuple[_Seen, _Copies | str]:
         layers = adapters(self._module)

@@ -113,7 +113,7 @@ class Dispatcher(StandIn):
         if known.moved:
             tensors = known.laid_out(tensors)
         if known.slots is not None:
-            if reason := known.slots.refuses():
+            if reason := known.slots.refuses(self._seal):
                 return self._missed(reason, args, kwargs)
             weights = weights + known.slots.tensors
         inputs = tensors if graph.entry.frozen else weights + tensors
@@ -132,8 +132,14 @@ class Dispatcher(StandIn):
         return outputs
 
     def differs(self) -> str | None:
-        """What of the module is not what its graphs were built from, in words; None where they would serve it."""
-        return None if self._holds() else self._kind.differs(self._module, self._live())
+        """What of the module is not what its graphs were built from, or what of its adapters has no room in them, in words; None where
+        they would serve it."""
+        reason = None if self._holds() else self._kind.differs(self._module, self._live())
+        if reason or not (self._graphs.slotted and has_adapters(self._module)):
+            return reason
+        now = object()  # nobody has sealed what is there now
+        reasons = [slots.refuses(now) for graph in self._graphs if (slots := self._slots_of(graph))]
+        return reasons[0] if all(reasons) else None
 
     def _holds(self) -> bool:
         return self._seal is not None and self._seal.holds()
@@ -213,8 +219,6 @@ class Dispatcher(StandIn):
         if reason is None and seal.holds():
             self._seal, self._refused = seal, None
             self._known.clear()
-            for slots in self._slots.values():
-                slots.forget()
             self._weights = LiveWeights(self._module, [name for name, _ in self._kind.weights])
             return self(*args, **kwargs)
         self._jitted.forget()

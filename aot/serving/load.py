@@ -67,7 +67,7 @@ class Site:
         self.graphs.extend(other.graphs)
         return replace(self, kind=replace(self.kind, code=self.kind.code | other.kind.code))
 
-    def serve(self, policy: ServedBy, live: Fingerprint | None = None) -> None:
+    def serve(self, policy: ServedBy, live: Fingerprint | None = None) -> Dispatcher:
         """Put a dispatcher in the module's place, and seal the module as it is, `live` if that is known: what its graphs were built
         from."""
         dispatcher = Dispatcher(self.module, self.graphs, self.kind, policy)
@@ -75,6 +75,7 @@ class Site:
         live = live or Fingerprint.of(self.module, served=True, through=self.graphs.slotted)
         if self.kind.structure_differs(live) is None:
             dispatcher.seal(live.met)
+        return dispatcher
 
 
 def sites(book: Book, graphs: Iterable[Graph], modules: Mapping[str, nn.Module]) -> dict[tuple[str, str], Site]:
@@ -125,7 +126,9 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
         for path in optional.intersection(opening.changed) - opening.paths:
             ledger.missed(OnMiss.EAGER.sentence(path, opening.changed[path]))
         for (path, inner), site in opening.served.items():
-            site.serve(ServedBy(path, here.device, on_miss, jit.compiled, ledger), None if inner else fingerprints[path])
+            dispatcher = site.serve(ServedBy(path, here.device, on_miss, jit.compiled, ledger), None if inner else fingerprints[path])
+            if wish.strict and (differs := dispatcher.differs()):
+                raise Miss(f"{path}: {differs}.", remedy="build the artifact for this model, or leave strict out.")
         log.info("%s", ledger.said())
     except BaseException:
         release()

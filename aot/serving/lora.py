@@ -80,7 +80,7 @@ def _lacks(
     layers: list[str], shapes: dict[str, tuple[int, ...]], ranks: dict[str, int], slots: Contract, active: dict[str, int]
 ) -> Iterator[str]:
     """What stands in the way, the most first."""
-    if odd := next((key for key in shapes if _layer(key) and not key.endswith(_PLAIN)), None):
+    if odd := next((key for key in sorted(shapes) if _layer(key) and not key.endswith(_PLAIN)), None):
         yield f"{odd} is of no plain LoRA: fuse it"
     if homeless := [path for path in layers if path not in slots]:
         yield f"{len(homeless)} layers have no slot, the first is {homeless[0]}: build with --lora-targets, or fuse it"

@@ -92,6 +92,7 @@ def test_every_state_of_adapters_is_served_by_the_same_graphs(pair: Pair) -> Non
     plain = picture(pair.eager, pair.call)
     assert pair.same()
     pair.do(load(first, "first"))
+    assert aot.ready(pair.served.transformer)
     assert pair.same()
     assert compare(picture(pair.served, pair.call), plain).relative_l2 > 1e-3  # it does something
     pair.do(load(second, "second"))
@@ -193,8 +194,13 @@ def test_an_adapter_without_room_is_a_miss_that_says_why(
 ) -> None:
     state = lora(make("flux")[0].transformer, rank, targets, **config)
     load(state, "first")(pair.served)
+    assert said in str(aot.ready(pair.served.transformer))
     with pytest.raises(Miss, match=said):
         picture(pair.served, pair.call)
+    other = make("flux")[0]
+    load(state, "first")(other)
+    with pytest.raises(Miss, match=said):
+        aot.compile(other.transformer, options=O0, on_miss="eager", strict=True)
     pair.served.unload_lora_weights()
     assert pair.same()
 
