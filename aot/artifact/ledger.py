@@ -37,6 +37,7 @@ class Ledger:
     seconds: dict[str, float] = field(default_factory=dict)
     graphs: list[Counted] = field(default_factory=list)
     misses: Counter[str] = field(default_factory=Counter)  # calls not served, by the sentence that says why
+    missed_calls: int = 0  # all of them
     served: dict[str, list[str]] = field(default_factory=dict)  # by component, the artifacts that its graphs are of, as name@key
     unserved: dict[str, str] = field(default_factory=dict)  # by component, why no graph was loaded for it
     compiled_before: int = field(default_factory=lambda: compiled_graphs())  # by torch.compile, of whomever, in this process
@@ -61,6 +62,7 @@ class Ledger:
         Takes no lock, since a call may miss at every step: threads that miss for the first time at once may keep a sentence
         each beyond that, or log one twice.
         """
+        self.missed_calls += 1
         kept = sentence if len(sentence) <= self.CHARACTERS else sentence[: self.CHARACTERS - 1] + "…"
         new = kept not in self.misses
         if new and len(self.misses) >= self.SENTENCES:

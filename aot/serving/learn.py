@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,17 +52,17 @@ class Learner:
         began = threading.local()
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-            began.misses, began.call = ledger.misses.total(), (args, kwargs)
+            began.misses, began.call = ledger.missed_calls, (args, kwargs)
 
-        def after(_: nn.Module, _args: Any, _kwargs: Any, _result: Any) -> None:
-            args, kwargs = began.__dict__.pop("call", ((), {}))
-            if path in ledger.unserved or ledger.misses.total() != began.misses:
-                self._learn(path, module, args, kwargs)
+        def after(made: nn.Module, _args: Any, _kwargs: Any, result: Any) -> None:
+            args, kwargs = began.__dict__.pop("call", ((), {}))  # let go of, whatever became of the call
+            if result is not None and (path in ledger.unserved or ledger.missed_calls != began.misses):
+                self._learn(path, made, args, kwargs)
 
         # a root's own hooks run around whatever stands for its forward
         hooks = (
-            module.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
-            module.register_forward_hook(after, with_kwargs=True),
+            module.register_forward_pre_hook(_Hook(before), with_kwargs=True, prepend=True),
+            module.register_forward_hook(_Hook(after), with_kwargs=True, always_call=True),
         )
         for hook in hooks:
             on_restore(module, lambda _, hook=hook: hook.remove())  # type: ignore[misc]
@@ -100,6 +100,25 @@ class Learner:
         if not same:
             raise BadInput(f"learn: {self.path} is the Record of another pipeline.", remedy="name another file, or remove it.")
         return {**there, **{field: about[field] for field in ("roots", "components", "versions")}}
+
+
+class _Hook:
+    """Runs a function; in a copy of the module too, and pickled it does nothing."""
+
+    def __init__(self, run: Callable[..., None]) -> None:
+        self._run = run
+
+    def __call__(self, *args: Any) -> None:
+        self._run(*args)
+
+    def __deepcopy__(self, _: dict[int, Any]) -> _Hook:
+        return self
+
+    def __reduce__(self) -> Any:
+        return _Hook, (_nothing,)
+
+
+def _nothing(*_: Any) -> None: ...
 
 
 @contextmanager

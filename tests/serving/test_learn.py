@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def test_calls_that_nothing_served_are_written_down_once_each_by_all_processes_t
         ask(pipe, call)
         ask(pipe, call)
         ask(pipe, call, width=width)
+        assert pickle.loads(pickle.dumps(pipe.transformer)) is not pipe.transformer
         aot.restore(pipe)
         size = path.stat().st_mtime_ns
         ask(pipe, call, width=80)  # not any more
@@ -58,6 +60,7 @@ def test_a_file_that_is_not_to_be_written_is_refused_before_anything_is_loaded(t
     with pytest.raises(BadInput, match="of another pipeline"):
         aot.compile_pipe(make("sd3")[0], on_miss="eager", learn=mine)
     assert aot.Record.load(mine).calls
+    aot.restore(pipe)
 
 
 def test_a_disk_that_is_full_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -69,3 +72,4 @@ def test_a_disk_that_is_full_costs_a_warning(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING, logger="aot"):
         ask(pipe, call)
     assert "could not be learned" in caplog.text
+    aot.restore(pipe)
