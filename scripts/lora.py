@@ -2,9 +2,9 @@
 
     python scripts/lora.py --ranks 16 64 --json scripts/results/lora-cpu.json
 
-A diffusion transformer of width 1536 (two blocks, seeded noise for weights, 1,024 tokens) is built without slots and with slots of each
-rank; then all are called in turns. A swap is `load_lora_adapter(hotswap=True)` of an adapter of half the rank and the next call, less a
-call without; `set_adapters` likewise. Prints one JSON object; times are medians, in milliseconds.
+A diffusion transformer of width 1536 (two blocks, seeded noise for weights, 256 tokens) is built without slots and with slots of each
+rank; then all are called in turns. A swap is `load_lora_adapter(hotswap=True)` of an adapter of half the rank, and what it adds to the next
+call; `set_adapters` likewise. Prints one JSON object; times are the least of many, in milliseconds: whatever else a machine does only adds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -46,7 +45,7 @@ def model() -> Any:
 
 def call() -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
-    shapes = {"hidden_states": (1, 16, 64, 64), "encoder_hidden_states": (1, 77, 64), "pooled_projections": (1, 64)}
+    shapes = {"hidden_states": (1, 16, 32, 32), "encoder_hidden_states": (1, 77, 64), "pooled_projections": (1, 64)}
     tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     return {**tensors, "timestep": torch.tensor([500.0]), "return_dict": False}
 
@@ -90,9 +89,9 @@ def of_rank(rank: int, given: dict[str, Any], home: Path) -> tuple[Any, dict[str
         plain.append(seconds(lambda: served(**given)))
         weighed.append(seconds(lambda: (served.set_adapters("style", 0.5), served(**given))))
         swapped.append(seconds(lambda number=number: (load(served, states[number % 2], hotswap=True), served(**given))))  # type: ignore[misc]
-    own = statistics.median(plain)
-    found["set_adapters_ms"] = round((statistics.median(weighed) - own) * 1e3, 2)
-    found["hotswap_ms"] = round((statistics.median(swapped) - own) * 1e3, 2)
+    own = min(plain)
+    found["set_adapters_ms"] = round((min(weighed) - own) * 1e3, 2)
+    found["hotswap_ms"] = round((min(swapped) - own) * 1e3, 2)
     return served, found
 
 
@@ -110,8 +109,8 @@ def main() -> None:
         for _ in range(asked.rounds):
             for rank, (module, _) in served.items():
                 times[rank].append(seconds(lambda module=module: module(**given)))  # type: ignore[misc]
-    least = statistics.median(times[0])
-    rows = [{**found, "call_over_none": round(statistics.median(times[rank]) / least, 4)} for rank, (_, found) in served.items() if rank]
+    least = min(times[0])
+    rows = [{**found, "call_over_none": round(min(times[rank]) / least, 4)} for rank, (_, found) in served.items() if rank]
     stats = aot.stats()
     counts = {"misses": sum(len(one["misses"]) for one in stats), "compiled": sum(bool(one["compiled"]) for one in stats)}
     result = {"torch": torch.__version__, "width": _WIDTH, "call_ms_none": round(least * 1e3, 1), "rows": rows, **counts}
