@@ -12,6 +12,7 @@ from torchao import quantization
 
 import aot
 from aot.artifact.certificate import compare
+from aot.machine.sku import find_sku
 from aot.model.fingerprint import Fingerprint
 from aot.model.hollow import hollow
 from aot.model.weights import LiveWeights
@@ -134,3 +135,16 @@ def test_weights_of_a_class_that_nothing_takes_apart_are_refused_by_name() -> No
         module(torch.ones(1, 64))
     assert list(found.left) == ["module"]
     assert "weight last.weight: a weight is a tests.model.test_wrapped.Packed, which graphs do not take" in found.left["module"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpu", ["h200", "rtx-4090", "rtx-pro-6000-server"])
+@pytest.mark.parametrize("scheme", ["int8 weights", "float8 weights"])
+def test_quantised_weights_are_built_for_a_gpu_that_is_absent(
+    scheme: str, gpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AOT_HOME", str(tmp_path / "home"))
+    with torch.no_grad():
+        built = aot.build(_quantised(scheme), lambda module: module(torch.ones(64, 64)), gpu=gpu, name="mlp", scope="whole")
+    (cubins,) = built.manifest.measured["cubins"].values()
+    assert list(cubins) == [str(find_sku(gpu).architecture)]
