@@ -240,6 +240,13 @@ def _kinds(modules: Iterable[nn.Module], met: Met) -> set[type]:
     return {plain_class(type(found)) for found in [*modules, *met.objects]}
 
 
+def _before_dynamo(value: Any) -> Any:
+    """`nn.Module.__init__` as it was before torch.compile wrapped it, in this process or in the one that built, to count modules."""
+    if isinstance(value, types.FunctionType) and value.__module__ == "torch._dynamo.mutation_guard" and value.__closure__:
+        return dict(zip(value.__code__.co_freevars, value.__closure__, strict=True))["init"].cell_contents
+    return value
+
+
 def _bindings(kinds: Iterable[type], names: Iterable[str], traced: Iterable[str]) -> dict[str, dict[str, str]]:
     """By class, what each of `names` leads to on it."""
     known: dict[int, str | None] = {}
@@ -248,7 +255,7 @@ def _bindings(kinds: Iterable[type], names: Iterable[str], traced: Iterable[str]
         own = found.setdefault(class_name(kind), {})
         inherited = {name for base in kind.__mro__ if base is not object for name in vars(base)}
         for name in inherited.intersection(names):
-            value = static(kind, name)
+            value = _before_dynamo(static(kind, name))
             if id(value) not in known:
                 known[id(value)] = _brief(value, traced)
             if (word := known[id(value)]) is not None:
