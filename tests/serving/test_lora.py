@@ -285,7 +285,7 @@ def test_an_adapter_is_checked_by_its_header_before_it_is_loaded(pair: Pair, tmp
     assert "rank 33 at single_transformer_blocks.0.attn.to_k, built for 32: build with --lora-rank 33" in verdict(lora(transformer, 33))
     assert "of no plain LoRA" in verdict(lora(transformer, 8, use_dora=True))
     assert verdict(lora(transformer, 8, ("x_embedder",))) == "transformer: fits"  # around the graphs, which are of blocks
-    wrong = {name: value[..., :-1] if ".down." in name else value for name, value in lora(transformer, 8).items()}
+    wrong = {name: value[..., :-1].contiguous() if ".down." in name else value for name, value in lora(transformer, 8).items()}
     assert "it is of another model" in verdict(wrong)
     assert "would be ignored (none of its 1 layers is in the model)" in verdict({"nowhere.to_q.lora_A.weight": torch.zeros(8, 32)})
     load(lora(transformer, 30), "first")(pair.served)
