@@ -32,13 +32,13 @@ class Seal:
     __slots__ = ("_checks",)
 
     def __init__(self, module: nn.Module, met: Met, code: TracedCode, *, through: bool = False) -> None:
-        """`through`: the adapters that are around its layers are left out, but for which layers these are and their hooks."""
+        """`through`: the adapters that are around its layers are left out, but for which layers these are."""
         every = list(module.modules())
         modules = [found for _, found in beneath_all(module)] if through else every
         around = [found for found in every if is_adapter(found)] if through else []
         below = [child for child in modules if child is not module]
         trees = [child._modules for child in modules]
-        hooks = [vars(child)[kind] for child in [*below, *around] for kind in HOOKS]
+        hooks = [vars(child)[kind] for child in below for kind in HOOKS]
         kinds = _kinds(modules, met)
         places = _places(code, kinds)
         values = [space[name] for space, name in places]

@@ -15,7 +15,8 @@ from aot.errors import Unsupported
 from aot.model.fingerprint import HOOKS
 from aot.model.slots import SLOTS, Slotted, adapter_class, adapters, is_slotted
 
-_BUILD = "build with a larger --lora-rank or more --lora-targets, or call fuse_lora() and unload_lora_weights()"
+_FUSE = "call fuse_lora() and unload_lora_weights()"
+_BUILD = f"build with a larger --lora-rank or more --lora-targets, or {_FUSE}"
 
 
 class Slots:
@@ -121,41 +122,44 @@ _LowRank: TypeAlias = tuple[torch.Tensor, torch.Tensor, Any]
 def _low_ranks(path: str, layer: Any) -> Iterator[_LowRank]:
     """A, B and the factor of each adapter that a layer of peft adds now. Raises Unsupported for one that adds something else."""
     _check(path, layer)
-    if layer.disable_adapters:
-        if layer.merged:
-            raise Unsupported(f"the adapters of {path} are merged and disabled: the next call takes them out of the weights")
-        return
-    if layer.merged:  # it is in the weights, and the layer adds nothing
+    if layer.disable_adapters and layer.merged:
+        raise Unsupported(f"the adapters of {path} are merged and disabled: the next call takes them out of the weights")
+    if layer.disable_adapters or layer.merged:  # in the weights, and the layer adds nothing
         return
     for name in layer.active_adapters:
-        if name not in layer.lora_A:
-            if name in getattr(layer, "lora_embedding_A", ()):
-                raise Unsupported(f"the adapter {name!r} of {path} is of an embedding")
-            continue
-        a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
-        if name in getattr(layer, "lora_variant", ()) or getattr(layer, "use_dora", {}).get(name):
-            raise Unsupported(f"the adapter {name!r} of {path} is no plain LoRA (DoRA or another variant; {_FUSE})")
-        if b.bias is not None or getattr(a, "bias", None) is not None:
-            raise Unsupported(f"the adapter {name!r} of {path} has a bias ({_FUSE})")
-        if isinstance(dropout, nn.Dropout) and dropout.training and dropout.p:
-            raise Unsupported(f"the adapter {name!r} of {path} is in training, with dropout")
-        yield a.weight, b.weight, layer.scaling[name]
+        if name in layer.lora_A:
+            _check_plain(path, name, layer)
+            yield layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+        elif name in getattr(layer, "lora_embedding_A", ()):
+            raise Unsupported(f"the adapter {name!r} of {path} is of an embedding")
 
 
-_FUSE = "call fuse_lora() and unload_lora_weights()"
+def _check_plain(path: str, name: str, layer: Any) -> None:
+    """Raises Unsupported for an adapter that adds something else than s B(A x)."""
+    a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
+    if name in getattr(layer, "lora_variant", ()) or getattr(layer, "use_dora", {}).get(name):
+        raise Unsupported(f"the adapter {name!r} of {path} is no plain LoRA (DoRA or another variant; {_FUSE})")
+    if odd := next((type(part) for part in (a, b) if type(part) not in (nn.Linear, nn.Conv2d)), None):
+        raise Unsupported(f"the adapter {name!r} of {path} has a {odd.__name__}, which no slot can stand for")
+    if a.bias is not None or b.bias is not None:
+        raise Unsupported(f"the adapter {name!r} of {path} has a bias ({_FUSE})")
+    if isinstance(dropout, nn.Dropout) and dropout.training and dropout.p:
+        raise Unsupported(f"the adapter {name!r} of {path} is in training, with dropout")
 
 
 def _check(path: str, layer: Any) -> None:
     """Raises Unsupported for a layer that computes otherwise than peft's own for linear layers and convolutions do."""
-    owner = next(kind for kind in type(layer).__mro__ if "forward" in vars(kind))
+    owner, parts = next(kind for kind in type(layer).__mro__ if "forward" in vars(kind)), list(_parts(layer))
     home = adapter_class()
     assert home is not None
-    if owner.__module__ != home.__module__ or owner.__name__ not in ("Linear", "_ConvNd") or "forward" in vars(layer):
+    if owner.__module__ != home.__module__ or owner.__name__ not in ("Linear", "_ConvNd"):
         raise Unsupported(f"the adapters of {path} compute as {owner.__module__}.{owner.__name__} does, which no slot can")
     code = owner.forward.__code__  # type: ignore[attr-defined]
     if not code.co_filename.endswith("peft/tuners/lora/layer.py"):
         raise Unsupported(f"the adapters of {path} compute by code that was put in the place of peft's ({code.co_qualname})")
-    if hooked := next((part for part in _parts(layer) if any(vars(part)[kind] for kind in HOOKS)), None):
+    if patched := next((part for part in parts if "forward" in vars(part)), None):
+        raise Unsupported(f"the adapters of {path} have a forward of their own, of a {type(patched).__name__}, which no graph would run")
+    if hooked := next((part for part in parts if any(vars(part)[kind] for kind in HOOKS)), None):
         raise Unsupported(f"the adapters of {path} have a hook, on a {type(hooked).__name__}, which no graph would run")
 
 
@@ -175,7 +179,7 @@ class _Seen:
     def __init__(self, layers: list[Any]) -> None:
         parts = [part for layer in layers for part in _parts(layer)]
         tables = [table for layer in layers for table in vars(layer).values() if type(table) is dict]
-        self._dicts = [*map(vars, parts), *tables]
+        self._dicts = [*map(vars, parts), *tables, *(vars(part)[kind] for part in parts for kind in HOOKS)]
         self._copies = [dict(found) for found in self._dicts]
         self._sequences = [found for layer in layers for found in vars(layer).values() if type(found) is list]
         self._items = [list(found) for found in self._sequences]

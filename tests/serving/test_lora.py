@@ -206,11 +206,25 @@ def test_an_adapter_without_room_is_a_miss_that_says_why(
 
 
 @pytest.mark.compiles
-def test_a_hook_on_an_adapter_is_a_miss(pair: Pair) -> None:
+def test_a_forward_that_was_replaced_within_an_adapter_is_a_miss(pair: Pair) -> None:
     load(lora(make("flux")[0].transformer, 8), "first")(pair.served)
     picture(pair.served, pair.call)
     layer = next(layer for layer in pair.served.transformer.modules() if isinstance(layer, Adapted))
-    handle = layer.register_forward_hook(lambda *_: None)
+    for part in (layer, layer.lora_A["first"]):
+        part.forward = lambda value: value
+        with pytest.raises(Miss, match="have a forward of their own"):
+            picture(pair.served, pair.call)
+        del part.forward
+        picture(pair.served, pair.call)
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("where", ["", "lora_A.first", "lora_dropout.first"])
+def test_a_hook_on_an_adapter_is_a_miss(pair: Pair, where: str) -> None:
+    load(lora(make("flux")[0].transformer, 8), "first")(pair.served)
+    picture(pair.served, pair.call)
+    layer = next(layer for layer in pair.served.transformer.modules() if isinstance(layer, Adapted))
+    handle = layer.get_submodule(where).register_forward_hook(lambda *_: None)
     with pytest.raises(Miss, match="have a hook"):
         picture(pair.served, pair.call)
     handle.remove()
