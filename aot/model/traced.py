@@ -241,9 +241,9 @@ def _kinds(modules: Iterable[nn.Module], met: Met) -> set[type]:
 
 
 def _before_dynamo(value: Any) -> Any:
-    """`nn.Module.__init__` as it was before torch.compile wrapped it, in this process or in the one that built, to count modules."""
+    """A method of `nn.Module` as it was before torch.compile wrapped it, in this process or in the one that built, to count modules."""
     if isinstance(value, types.FunctionType) and value.__module__ == "torch._dynamo.mutation_guard" and value.__closure__:
-        return dict(zip(value.__code__.co_freevars, value.__closure__, strict=True))["init"].cell_contents
+        return value.__closure__[0].cell_contents
     return value
 
 

@@ -178,3 +178,18 @@ def test_what_runs_beside_the_computation_is_not_noted(load: Callable[[str], Mod
         logging.getLogger().removeHandler(handler)
     assert handled
     assert not [name for name in code.functions if not name.startswith(("torch.", "a_traced_model"))]
+
+
+def test_that_torch_compile_counts_modules_is_no_other_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It wraps `nn.Module.__init__` at its first use in a process, before or after a model is traced there."""
+    from torch._dynamo.mutation_guard import install_generation_tagging_init
+
+    names = ("__init__", "__setstate__")
+    plain = traced._bindings([torch.nn.Module, torch.nn.Linear], names, [])
+    for name in (*names, "___needs_generation_tag_patch"):
+        monkeypatch.setattr(torch.nn.Module, name, getattr(torch.nn.Module, name, True), raising=False)
+    install_generation_tagging_init()
+    for name in names:
+        assert getattr(torch.nn.Module, name).__module__ == "torch._dynamo.mutation_guard"
+    assert traced._bindings([torch.nn.Module, torch.nn.Linear], names, []) == plain
+    assert plain["torch.nn.modules.module.Module"]["__init__"] == "torch.nn.modules.module:Module.__init__"
