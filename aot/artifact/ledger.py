@@ -37,7 +37,7 @@ class Ledger:
     seconds: dict[str, float] = field(default_factory=dict)
     graphs: list[Counted] = field(default_factory=list)
     misses: Counter[str] = field(default_factory=Counter)  # calls not served, by the sentence that says why
-    missed_calls: int = 0  # all of them
+    missed_calls: int = 0  # their sum, which threads may read while others miss
     served: dict[str, list[str]] = field(default_factory=dict)  # by component, the artifacts that its graphs are of, as name@key
     unserved: dict[str, str] = field(default_factory=dict)  # by component, why no graph was loaded for it
     compiled_before: int = field(default_factory=lambda: compiled_graphs())  # by torch.compile, of whomever, in this process

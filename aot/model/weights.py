@@ -14,7 +14,7 @@ from torch._C._dynamo.guards import TensorGuards  # checked on torch 2.11.0, 2.1
 from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
 from aot.model.signature import TensorSpec
-from aot.model.slots import beneath_all, is_slot
+from aot.model.slots import beneath_all, has_adapters, is_slot
 from aot.model.words import PLAIN_TENSORS, class_name
 from aot.model.wrapped import INNER, Assembly, named_parts
 
@@ -32,7 +32,8 @@ class LiveWeights:
     __slots__ = ("_inner", "_keys", "_owners", "_wrapped", "names")
 
     def __init__(self, module: nn.Module, names: Sequence[str] | None = None) -> None:
-        modules = module.named_modules() if names is None else (*module.named_modules(), *beneath_all(module))
+        adapted = names is not None and has_adapters(module)
+        modules = (*module.named_modules(), *beneath_all(module)) if adapted else module.named_modules()
         found = {
             f"{path}.{key}".lstrip("."): (owned, key)
             for path, owner in modules

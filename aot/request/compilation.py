@@ -48,20 +48,10 @@ class Compilation(ABC):
                     raise Unsupported(
                         f"mode word {word!r} with --scope regional: {why}.", remedy=f"choose --scope whole, or leave {word} out."
                     )
-        self._check_lora()
+        _check_lora(self)
         self.options.mode.check_artifact(CPU if self.gpu == CPU else "cuda")
         _check_simulation(self)
         _check_also(self)
-
-    def _check_lora(self) -> None:
-        if self.lora_rank < 0 or (self.lora_targets and not self.lora_rank):
-            raise BadInput(
-                f"--lora-rank {self.lora_rank} is no rank.", remedy="give that of the largest adapter, or the sum of those used at once."
-            )
-        if self.lora_rank and FREEZING in self.options.mode.words:
-            raise Unsupported(
-                f"mode word {FREEZING!r} with --lora-rank: adapters change what it puts into the code.", remedy=f"leave {FREEZING} out."
-            )
 
     @property
     def inductor(self) -> dict[str, Setting]:
@@ -104,6 +94,18 @@ def _check_simulation(request: Compilation) -> None:
             f"{', '.join(timed)}: chooses kernels by timing them on the device, and there is no {name} here.",
             remedy=f"--untuned takes Inductor's default choices; --mode {mode.without_timing()} is the nearest without timing; "
             "or build on a machine that has the GPU.",
+        )
+
+
+def _check_lora(request: Compilation) -> None:
+    """Raises BadInput or Unsupported for slots that cannot be."""
+    if request.lora_rank < 0 or (request.lora_targets and not request.lora_rank):
+        raise BadInput(
+            f"--lora-rank {request.lora_rank} is no rank.", remedy="give that of the largest adapter, or the sum of those used at once."
+        )
+    if request.lora_rank and FREEZING in request.options.mode.words:
+        raise Unsupported(
+            f"mode word {FREEZING!r} with --lora-rank: adapters change what it puts into the code.", remedy=f"leave {FREEZING} out."
         )
 
 

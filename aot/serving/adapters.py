@@ -33,10 +33,9 @@ class Slots:
         self._lock = Lock()
         self._looked: tuple[object, _Seen, _Copies | str] | None = None
         paths = [name.rpartition(".")[0] for name, _ in slotted[::2]]
-        layers = dict(module.named_modules())
         self._places: dict[str, int] = {}
-        if paths and (own := layers.get(paths[0])) is not None and is_slotted(own):
-            self.tensors = [getattr(layers[path], name) for path in paths for name in SLOTS]
+        if is_slotted(module.get_submodule(paths[0])):
+            self.tensors = [getattr(module.get_submodule(path), name) for path in paths for name in SLOTS]
             return
         self._places = {path: 2 * place for place, path in enumerate(paths)}
         with torch.inference_mode(False):  # written to under any mode

@@ -23,7 +23,7 @@ from aot.model.weights import Frozen, LiveWeights, WeightForms, unbacked, unfit
 from aot.model.words import PLAIN_TENSORS, Met
 from aot.serving.adapters import Slots
 from aot.serving.shapebook import ShapeBook
-from aot.serving.standin import Compiled, StandIn
+from aot.serving.standin import Compiled, StandIn, standing
 from aot.serving.surroundings import surroundings
 
 
@@ -247,7 +247,7 @@ class _Known:
     named: list[tuple[str, TensorSpec]]
     spans: list[int]
     moved: list[tuple[int, TensorSpec]]  # tensors that lie otherwise in memory than the graph takes them, and how it does
-    slots: Slots | None = None
+    slots: Slots | None
 
     def laid_out(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """With copies of those that lie otherwise. A module's own layouts differ from those that a build saw on fakes, and what passes
@@ -261,6 +261,12 @@ class _Known:
             if reason := unbacked(tensor, self.spans[place]):
                 return f"{self.named[place][0]} {reason}"
         return None
+
+
+def dispatchers(module: nn.Module) -> dict[str, Dispatcher]:
+    """Those that stand for `module` and its submodules, by path."""
+    paths = {id(child): path for path, child in module.named_modules()}
+    return {paths[id(found._module)]: found for found in standing(module) if isinstance(found, Dispatcher)}
 
 
 def _first_line(error: Exception) -> str:

@@ -45,7 +45,7 @@ class Learner:
         self._known: set[tuple[str, Signature, torch.dtype]] = set()
         self._turn = threading.Lock()
         if self.path.exists():
-            self._with(self._of_before())
+            self._before()
 
     def watch(self, path: str, module: nn.Module, ledger: Ledger) -> None:
         """From now on until `restore`, write down each new call of a component that a graph did not serve."""
@@ -84,17 +84,15 @@ class Learner:
     def _add(self, call: RecordedCall) -> None:
         one = {**self._about, "calls": [call.to_json()]}
         with _alone(self.path):
-            (value,) = merged([self._with(self._of_before()), one]) if self.path.exists() else [one]
+            (value,) = merged([self._before(), one]) if self.path.exists() else [one]
             used = {call["component"] for call in value["calls"]}
             roots = {name for name in value["roots"] if any(place.partition(".")[0] == name for place in used)}
             kept = {"components": used, "roots": roots}
             write({**value, **{field: {name: value[field][name] for name in names} for field, names in kept.items()}}, self.path)
 
-    def _of_before(self) -> dict[str, Any]:
-        return read(self.path)
-
-    def _with(self, there: dict[str, Any]) -> dict[str, Any]:
+    def _before(self) -> dict[str, Any]:
         """What the file holds, as if this process had written it. Raises BadInput where that is of another pipeline."""
+        there = read(self.path)
         about = self._about
         same = there.get("name") == about["name"] and all(about["roots"].get(name) == root for name, root in there.get("roots", {}).items())
         if not same:
@@ -123,7 +121,7 @@ def _nothing(*_: Any) -> None: ...
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Within, no other process is."""
+    """Within, no other process is. filelock would make the folder anew that somebody took away."""
     with path.with_name(f".{path.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -174,15 +174,15 @@ class Opening:
     def worth(self, begins: Iterable[Reused]) -> list[Admitted]:
         """The artifacts that these compilations begin from, of those that are on this machine and may be loaded."""
         store = self.store.local if isinstance(self.store, CachedStore) else self.store
-        found: dict[str, Admitted] = {}
-        for candidate in (candidate for begin in begins for candidate in begin.candidates):
+        known = {one.digest for one in self.exact}
+        digests = dict.fromkeys(candidate.entry.digest for begin in begins for candidate in begin.candidates)
+        found: list[Admitted] = []
+        for digest in (digest for digest in digests if digest not in known):
             try:
-                admitted = self.guard.admit(store, candidate.entry.digest)
+                found.append(self.guard.admit(store, digest))
             except CodedError as error:
                 log.info("%s", error)
-            else:
-                found[str(admitted.digest)] = admitted
-        return [admitted for digest, admitted in found.items() if digest not in {str(one.digest) for one in self.exact}]
+        return found
 
     def _open(self, admitted: Admitted, verdict: Accepted) -> None:
         if isinstance(self.store, CachedStore):

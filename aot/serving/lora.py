@@ -14,8 +14,7 @@ from torch import nn
 from aot.errors import BadInput
 from aot.model.signature import TensorSpec
 from aot.model.slots import adapters, beneath_all
-from aot.serving.dispatch import Dispatcher
-from aot.serving.standin import standing
+from aot.serving.dispatch import Dispatcher, dispatchers
 
 _FILE = "pytorch_lora_weights.safetensors"
 _FEW = 64  # numbers: an adapter's factors, which its conversion reads, and no weight
@@ -61,18 +60,17 @@ def check_lora(pipe: Any, adapter: str | Path | Mapping[str, torch.Tensor]) -> l
 def _fit(name: str, module: Any, shapes: dict[str, tuple[int, ...]]) -> Fit:
     if not isinstance(module, nn.Module):
         return Fit(name, Verdict.IGNORED, "the pipeline has no such component")
-    slots = contract(module)
+    served = dispatchers(module)
     layers = sorted({path for key in shapes if (path := _layer(key))})
     beneath = dict(beneath_all(module))
     if not layers or not any(path in beneath for path in layers):
         return Fit(name, Verdict.IGNORED, f"none of its {len(layers) or len(shapes)} layers is in the model")
     ranks = {path: shapes[key][0] for path in layers if (key := f"{path}.lora_A.weight") in shapes}
     rank = max(ranks.values(), default=0)
-    if not any(isinstance(found, Dispatcher) for found in standing(module)):
+    if not served:
         return Fit(name, Verdict.FITS, "no graph is loaded for it: it runs as it does without", rank)
-    whole = any(isinstance(found, Dispatcher) and found._module is module for found in standing(module))
-    eager = set() if whole else {path for path in layers if not any(path.startswith(f"{block}.") for block in _blocks(module))}
-    why = next(_lacks([path for path in layers if path not in eager and path in beneath], shapes, ranks, slots, _active(module)), "")
+    inside = [path for path in layers if path in beneath and any(path.startswith(f"{block}.") or not block for block in served)]
+    why = next(_lacks(inside, shapes, ranks, _contract(served), _active(module)), "")
     return Fit(name, Verdict.REBUILD if why else Verdict.FITS, why, rank)
 
 
@@ -96,22 +94,14 @@ def _lacks(
                 yield f"{key} is {list(found)}, the layer takes {list(spec.shape)} of rank {built}: it is of another model"
 
 
-def contract(module: nn.Module) -> Contract:
-    """The slots that graphs loaded into a component have, by layer."""
-    paths = {id(child): path for path, child in module.named_modules()}
+def _contract(served: Mapping[str, Dispatcher]) -> Contract:
+    """The slots that the graphs of a component's dispatchers have, by layer."""
     found: dict[str, tuple[TensorSpec, TensorSpec]] = {}
-    for one in standing(module):
-        if isinstance(one, Dispatcher):
-            for slots in one.slotted():
-                pairs = zip(slots[::2], slots[1::2], strict=True)
-                where = paths[id(one._module)]
-                found |= {f"{where}.{name.rpartition('.')[0]}".lstrip("."): (a, b) for (name, a), (_, b) in pairs}
+    for where, dispatcher in served.items():
+        for slots in dispatcher.slotted():
+            pairs = zip(slots[::2], slots[1::2], strict=True)
+            found |= {f"{where}.{name.rpartition('.')[0]}".lstrip("."): (a, b) for (name, a), (_, b) in pairs}
     return found
-
-
-def _blocks(module: nn.Module) -> list[str]:
-    ours = {id(found._module) for found in standing(module) if isinstance(found, Dispatcher)}
-    return [path for path, child in module.named_modules() if id(child) in ours]
 
 
 def _active(module: nn.Module) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from aot.serving.dispatch import Dispatcher
+from aot.serving.dispatch import dispatchers
 from aot.serving.nexfort import components
 from aot.serving.standin import standing
 
@@ -36,9 +36,8 @@ def ready(compiled: Any) -> Readiness:
 
 def _lacks(modules: dict[str, nn.Module]) -> Iterator[str]:
     for path, module in modules.items():
-        there = standing(module)
-        graphs = [one for one in there if isinstance(one, Dispatcher)]
-        if not there:
+        graphs = dispatchers(module).values()
+        if not standing(module):
             yield f"{path}: nothing was loaded for it"
         elif not graphs:
             yield f"{path}: no graph was loaded for it, its first call compiles"

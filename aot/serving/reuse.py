@@ -8,7 +8,7 @@ of them); else what autotuning chose, which holds for the same triton and GPU; e
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from aot.artifact.key import Key
@@ -18,19 +18,17 @@ _KEPT = 3  # cache layers that are unpacked: those further down hold hardly anyt
 
 
 class Step(IntEnum):
-    """The way to serve, the best last."""
+    """The way to serve where no graph does, the best last."""
 
     COLD = 0
     TUNED = 1
     WARM = 2
-    GRAPH = 3
 
 
 _SAID = {
     Step.COLD: "compiling from nothing",
     Step.TUNED: "compiling, with what autotuning chose in",
     Step.WARM: "compiling warm from",
-    Step.GRAPH: "graphs of",
 }
 # the parts that each step needs equal, the first that differs being what decides
 _TUNED = ("target.device", "target.sku", "target.triton", "target.cuda", "mode", "options")
@@ -67,7 +65,7 @@ def grade(key: Key, path: str, facts: Facts, wish: Facts) -> Grade:
         name = next((name for name in ("config", "dtype", "fingerprint", "state", "source") if name in part), "code")
         return Grade(Step.WARM, f"{path} {name}", of_class[0].get(name, ""), facts.get(name, ""))
     if not first(_TUNED) and wish.get("target.device") == "cuda":
-        return Grade(Step.TUNED, why.decided, why.built, why.here)
+        return replace(why, step=Step.TUNED)
     return why
 
 

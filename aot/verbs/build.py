@@ -149,8 +149,14 @@ def _asked(
     given = "mode" in options if isinstance(options, str | dict) else isinstance(options, Options) and options.mode != Options().mode
     machine = on_machine(gpu, parsed, here=is_here(gpu), mode_given=given, cache_layer=cache_layer, untuned=untuned, also=also)
     own = source.name if isinstance(source, Record) else source.own_name
-    machine |= {"lora_rank": lora_rank, "lora_targets": tuple(lora_targets)}
-    request = Recorded(name=name or own, scope=scope, components=tuple(components), **machine)
+    request = Recorded(
+        name=name or own,
+        scope=scope,
+        components=tuple(components),
+        lora_rank=lora_rank,
+        lora_targets=tuple(lora_targets),
+        **machine,
+    )
     request.check_machine()
     return request, source
 
