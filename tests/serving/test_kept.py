@@ -170,7 +170,7 @@ def test_restoring_a_fused_model_gives_the_very_structure_and_flags_back(cached:
     aot.restore(pipe)
 
 
-@pytest.mark.parametrize("where", ["aot.serving.load.open_graphs", "aot.serving.load.candidates", "aot.serving.dispatch.Dispatcher.seal"])
+@pytest.mark.parametrize("where", ["aot.serving.load.open_graphs", "aot.serving.found.candidates", "aot.serving.dispatch.Dispatcher.seal"])
 def test_an_interrupt_while_loading_leaves_nothing(cached: LocalStore, where: str) -> None:
     pipe = make_pipe()
     before = [dict(vars(child)) for child in pipe.transformer.modules()]
