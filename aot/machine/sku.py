@@ -111,7 +111,7 @@ _ROWS = (
     Sku("h100-pcie",          "NVIDIA H100 PCIe",                                   SM_90, 114,  80,  50 * _MIB, 1_755_000,  1_593_000, 5120, _HOPPER),
     Sku("h100-sxm",           "NVIDIA H100 80GB HBM3",                              SM_90, 132,  80,  50 * _MIB, 1_980_000,  2_619_000, 5120, _HOPPER),
     Sku("h100-nvl",           "NVIDIA H100 NVL",                                    SM_90, 132,  94,  60 * _MIB, 1_785_000,  2_619_000, 6144, f"{_HOPPER}; H100 NVL product brief"),
-    Sku("h200",               "NVIDIA H200",                                        SM_90, 132, 140,  60 * _MIB, 1_980_000,  3_201_000, 6144, f"H200 datasheet; {_HOPPER}"),
+    Sku("h200",               "NVIDIA H200",                                        SM_90, 132, 140,  60 * _MIB, 1_980_000,  3_201_000, 6016, f"H200 datasheet; {_HOPPER}; the bus, one such device"),
     Sku("b200",               "NVIDIA B200",                                        SM_100, 148, 180, 126 * _MIB, 1_965_000, 3_996_000, 8192, "Blackwell tuning guide; HGX B200 datasheet"),
 )
 # fmt: on
