@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,9 @@ _HEADERS = {
     "cublas_v2.h": "nvidia-cublas",
     "crt/host_defines.h": "triton",
     "nv/target": "nvidia-cuda-cccl",
+    "cuda.h": "triton",
 }
+_DRIVER_CALL = re.compile(r"\bcu[A-Z]\w*(?=\s*\()")  # a function of the driver, as its header declares it
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +37,13 @@ class Toolkit:
         """Whether the assembler is there too."""
         return (self.home / "bin" / "nvcc").exists()
 
+    def header(self, name: str) -> Path | None:
+        """Where a header is; None if it is in none of the folders."""
+        return next((folder / name for folder in (self.home / "include", *self.includes) if (folder / name).exists()), None)
+
     def missing(self) -> list[str]:
         """The headers that are in none of the folders."""
-        folders = (self.home / "include", *self.includes)
-        return [header for header in _HEADERS if not any((folder / header).exists() for folder in folders)]
+        return [header for header in _HEADERS if self.header(header) is None]
 
 
 def toolkit_environment(
@@ -49,7 +55,9 @@ def toolkit_environment(
     architectures into one artifact. Raises BadEnvironment.
     """
     toolkit = find_toolkit(environ, path, nvcc=nvcc)
-    stub = _write_stub(directory / "driver", environ)
+    header = toolkit.header("cuda.h")
+    assert header is not None  # none is missing
+    stub = _write_stub(directory / "driver", _DRIVER_CALL.findall(header.read_text(errors="replace")), environ)
     return {
         "CUDA_HOME": str(toolkit.home),
         "CPATH": _joined(toolkit.includes, environ.get("CPATH")),
@@ -102,14 +110,19 @@ def _triton_headers(path: Sequence[str]) -> Path:
     raise BadEnvironment("triton is not installed, and building for a GPU needs it.", remedy="pip install triton.")
 
 
-def _write_stub(directory: Path, environ: Mapping[str, str]) -> Path:
-    """An empty library with the driver's name: the linker wants one, and the real one comes with a driver."""
+def _write_stub(directory: Path, functions: Iterable[str], environ: Mapping[str, str]) -> Path:
+    """A library with the driver's name and functions: the linker wants one, and the real one comes with a driver.
+
+    Many compilers link `--as-needed`: without the functions, what was compiled would not name the driver among what it needs, and
+    no process could open it.
+    """
     stub = directory / "libcuda.so"
     if not stub.exists():
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = directory / f"libcuda.so.{os.getpid()}"
-        command = [str(find_compiler(environ)), "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(temporary), "-x", "c", os.devnull]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        command = [str(find_compiler(environ)), "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(temporary), "-x", "c", "-"]
+        source = "".join(f"int {name}(void) {{ return 1; }}\n" for name in sorted(set(functions)))
+        done = subprocess.run(command, check=False, capture_output=True, text=True, input=source)
         if done.returncode:
             raise BadEnvironment(f"the C++ compiler cannot link a library: {done.stderr.strip()[:200]}", remedy="repair g++, or set CXX.")
         temporary.replace(stub)

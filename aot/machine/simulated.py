@@ -133,8 +133,10 @@ def _replacing_fakes(apply: Callable[..., nn.Module]) -> Callable[..., nn.Module
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """Folding constants and padding shapes compute on the device; so do launchers of triton's kernels that torch brings itself."""
+    """Folding constants and padding shapes compute on the device; so do launchers of triton's kernels that torch brings itself.
+    Inductor's own workers are processes that see no device, and take over at whatever moment they are ready."""
     wanted = {
+        "compile_threads": 1,
         "joint_graph_constant_folding": False,
         "shape_padding": False,
         "deterministic": True,
