@@ -23,7 +23,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -242,6 +242,7 @@ def main() -> None:
     parser.add_argument("--untuned", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ways", default="eager,cold,jit-warm,artifact")
+    parser.add_argument("--no-builds", action="store_true", help="only what was built elsewhere")
     parser.add_argument("--crossbuilt", type=Path, help="what scripts/crossbuilt.sh made")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -253,6 +254,8 @@ def main() -> None:
     check.step("machine", machine)
     if arguments.crossbuilt:
         check_crossbuilt(check, arguments.crossbuilt, gpu)
+    if arguments.no_builds:
+        _end(check)
     if gpu is None:
         sys.exit("this GPU has no row in aot targets: no builds of its own")
     store, ways = LocalStore(default_root(os.environ)), tuple(Way(way) for way in arguments.ways.split(","))
@@ -263,6 +266,10 @@ def main() -> None:
         check.step(f"{recipe} {shape}", lambda request=request: measured(request, store, ways, arguments.rounds))
         request = request_for(recipe, shape, gpu, arguments, f"{arguments.mode}:cudagraphs")
         check.step(f"{recipe} {shape} cudagraphs", lambda request=request: measured(request, store, COMPARED, arguments.rounds))
+    _end(check)
+
+
+def _end(check: Check) -> NoReturn:
     print(json.dumps({"failed": check.failed}))
     sys.exit(bool(check.failed))
 

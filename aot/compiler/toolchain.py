@@ -49,7 +49,8 @@ def write_compiler(directory: Path, gpu: str, environ: Mapping[str, str]) -> Pat
     """
     compiler = find_compiler(environ)
     level = cpu_here().split("+")[0] if gpu == CPU else _BESIDE_A_GPU.get(platform.machine(), "")
-    flags = " ".join([_SMALL, *([f"-march={level}"] if level.startswith("x86-64-") else [])])
+    shared = _shared_runtime(compiler, directory, environ)
+    flags = " ".join([_SMALL, *([f"-march={level}"] if level.startswith("x86-64-") else []), *([f'-L"{shared}"'] if shared else [])])
     inline = "" if "clang" in compiler.name else _INLINE
     # what a library says of its sources: a build's folder and files have other names each time, and this host's paths are
     # nobody's business
@@ -71,6 +72,36 @@ def write_compiler(directory: Path, gpu: str, environ: Mapping[str, str]) -> Pat
         temporary.chmod(0o700)
         temporary.replace(script)
     return script
+
+
+def _shared_runtime(compiler: Path, directory: Path, environ: Mapping[str, str]) -> Path | None:
+    """A folder with the C++ library by the name that is linked, where the compiler finds it by none: it would link a static one.
+
+    A graph with a C++ library of its own, beside torch's, ends the process that opens it: the two number what a locale has
+    differently (seen on an image of Ubuntu 24.04 that had libstdc++.a and libstdc++.so.6, and no libstdc++.so). Raises
+    BadEnvironment when there is no shared one.
+    """
+    if _finds(compiler, "libstdc++.so", environ):
+        return None
+    found = _finds(compiler, "libstdc++.so.6", environ)
+    if found is None:
+        raise BadEnvironment(
+            f"{compiler} finds no libstdc++.so: a graph would have a C++ library of its own, and end the process that opens it.",
+            remedy="install the compiler's C++ library (Debian: apt-get install libstdc++-12-dev libstdc++6, of its version).",
+        )
+    folder = directory / f"runtime-{Digest.of(str(found).encode()).short}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = folder / f"libstdc++.so.{os.getpid()}"
+    temporary.symlink_to(found)
+    temporary.replace(folder / "libstdc++.so")
+    return folder
+
+
+def _finds(compiler: Path, library: str, environ: Mapping[str, str]) -> Path | None:
+    """Where the compiler finds a library; None where it does not, or is not one that can be asked."""
+    command = [str(compiler), f"-print-file-name={library}"]
+    said = Path(subprocess.run(command, check=False, capture_output=True, text=True, env=dict(environ)).stdout.strip())
+    return said.resolve() if said.is_absolute() and said.exists() else None
 
 
 def strip(directory: Path) -> None:

@@ -7,10 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from aot.cache_store.digest import Digest
 from aot.compiler.toolchain import find_compiler
 from aot.errors import BadEnvironment
 
@@ -22,7 +23,7 @@ _HEADERS = {
     "nv/target": "nvidia-cuda-cccl",
     "cuda.h": "triton",
 }
-_DRIVER_CALL = re.compile(r"\bcu[A-Z]\w*(?=\s*\()")  # a function of the driver, as its header declares it
+_DRIVER_CALL = re.compile(r"\bcu[A-Z]\w*")  # a function of the driver, in its header; types are named CU…
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def toolkit_environment(
     toolkit = find_toolkit(environ, path, nvcc=nvcc)
     header = toolkit.header("cuda.h")
     assert header is not None  # none is missing
-    stub = _write_stub(directory / "driver", _DRIVER_CALL.findall(header.read_text(errors="replace")), environ)
+    stub = _write_stub(directory, sorted(set(_DRIVER_CALL.findall(header.read_text(errors="replace")))), environ)
     return {
         "CUDA_HOME": str(toolkit.home),
         "CPATH": _joined(toolkit.includes, environ.get("CPATH")),
@@ -110,23 +111,23 @@ def _triton_headers(path: Sequence[str]) -> Path:
     raise BadEnvironment("triton is not installed, and building for a GPU needs it.", remedy="pip install triton.")
 
 
-def _write_stub(directory: Path, functions: Iterable[str], environ: Mapping[str, str]) -> Path:
-    """A library with the driver's name and functions: the linker wants one, and the real one comes with a driver.
+def _write_stub(directory: Path, functions: Sequence[str], environ: Mapping[str, str]) -> Path:
+    """A folder with a library of the driver's name and functions: the linker wants one, and the real one comes with a driver.
 
     Many compilers link `--as-needed`: without the functions, what was compiled would not name the driver among what it needs, and
     no process could open it.
     """
-    stub = directory / "libcuda.so"
+    source = "".join(f"int {name}(void) {{ return 1; }}\n" for name in functions)
+    stub = directory / f"driver-{Digest.of(source.encode()).short}" / "libcuda.so"
     if not stub.exists():
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = directory / f"libcuda.so.{os.getpid()}"
+        stub.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = stub.with_name(f"libcuda.so.{os.getpid()}")
         command = [str(find_compiler(environ)), "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(temporary), "-x", "c", "-"]
-        source = "".join(f"int {name}(void) {{ return 1; }}\n" for name in sorted(set(functions)))
         done = subprocess.run(command, check=False, capture_output=True, text=True, input=source)
         if done.returncode:
             raise BadEnvironment(f"the C++ compiler cannot link a library: {done.stderr.strip()[:200]}", remedy="repair g++, or set CXX.")
         temporary.replace(stub)
-    return directory
+    return stub.parent
 
 
 def _joined(first: Sequence[Path], rest: str | None) -> str:

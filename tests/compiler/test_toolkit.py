@@ -21,7 +21,8 @@ def _tree(root: Path, *headers: str) -> Path:
 
 def _packages(root: Path, *headers: str) -> str:
     """A folder of packages: triton's headers, and these of the toolkit's."""
-    _tree(root / "triton" / "backends" / "nvidia" / "include", "crt/host_defines.h")
+    triton = _tree(root / "triton" / "backends" / "nvidia" / "include", "crt/host_defines.h")
+    (triton / "cuda.h").write_text("CUresult CUDAAPI cuLaunchKernel(CUfunction f);\n#define cuMemAlloc cuMemAlloc_v2\n")
     _tree(root / "nvidia" / "cu13" / "include", *headers)
     return str(root)
 
