@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from aot.version import VERSION
+
 if TYPE_CHECKING:
     from aot.artifact.ledger import stats
     from aot.request.record import Record, record
@@ -16,8 +18,11 @@ if TYPE_CHECKING:
     from aot.verbs.push import push
     from aot.verbs.verify import verify
 
+__version__ = VERSION
+
 __all__ = [
     "Record",
+    "__version__",
     "build",
     "check_lora",
     "compile",

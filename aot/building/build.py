@@ -34,6 +34,7 @@ from aot.machine.target import Target
 from aot.request.compilation import Compilation
 from aot.request.recorded import Recorded
 from aot.request.request import Request
+from aot.version import VERSION
 
 # Inductor's own bookkeeping of one machine, worthless elsewhere: lock files, and C++ headers it precompiled for itself
 _NOT_SHIPPED = ("locks", "precompiled_headers", "tmp")
@@ -266,7 +267,7 @@ def _shipped(root: Path) -> list[str]:
 
 
 def _producer() -> dict[str, str]:
-    return {package: version(package) for package in ("aot", "zstandard")}
+    return {"aot": VERSION, "zstandard": version("zstandard")}
 
 
 def _log(store: LocalStore, request: Request | Recorded) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from aot.cache_store.errors import CodedError, named
 from aot.cache_store.root import default_root
 from aot.errors import INTERRUPTED, exit_code
+from aot.version import VERSION
 
 # a verb's module is imported when it is typed: all of them would take longer than `aot --help` may
 VERBS = {
@@ -62,8 +63,20 @@ def _load(name: str) -> Any:
     return typer.main.get_command(alone)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(VERSION)
+        raise typer.Exit
+
+
+def _own_options(
+    _: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = False,
+) -> None: ...
+
+
 app = typer.Typer(
     cls=Verbs,
+    callback=_own_options,
     help="Compile a diffusion model once per machine type, ship the result like a package, start serving in about a second.",
     no_args_is_help=True,
     **PLAIN,

@@ -165,9 +165,10 @@ class Words:
 
     def _builtin(self, value: Any) -> str:
         owner = getattr(value, "__self__", None)
-        free = owner is None or isinstance(owner, types.ModuleType | type) or type(owner).__name__ == "PyCapsule"  # pybind's
-        bound = "" if free else f".of({self.of(owner)})"
-        return f"builtin({getattr(value, '__module__', None) or ''}.{value.__qualname__}){bound}"
+        pybind = type(owner).__name__ == "PyCapsule" or type(owner).__module__ == "pybind11_builtins"  # of version 2; of 3, torch 2.11 on
+        name = value.__name__ if pybind else value.__qualname__  # version 3 puts its own build's name into the qualified one
+        bound = "" if pybind or owner is None or isinstance(owner, types.ModuleType | type) else f".of({self.of(owner)})"
+        return f"builtin({getattr(value, '__module__', None) or ''}.{name}){bound}"
 
     def _partial(self, value: functools.partial[Any]) -> str:
         return f"partial({self.of(value.func)},{self.of([value.args, value.keywords])})"

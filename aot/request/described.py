@@ -11,6 +11,7 @@ from itertools import count, product
 from typing import TYPE_CHECKING, Any
 
 from aot.errors import Unsupported
+from aot.version import VERSION
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +36,7 @@ def described(record: Record) -> dict[str, Any]:
     return {
         "form": FORM,
         "name": record.name,
-        "versions": {"torch": torch.__version__, **{name: version(name) for name in ("aot", "diffusers", "transformers")}},
+        "versions": {"torch": torch.__version__, "aot": VERSION, **{name: version(name) for name in ("diffusers", "transformers")}},
         "roots": {name: _root(name, module) for name, module in record.roots.items()},
         "components": {place: essence(module).to_json() for place, module in record.modules.items()},
         "calls": [call.to_json() for call in record.calls],

@@ -160,6 +160,32 @@ def test_the_same_build_again_gives_the_same_bytes_and_none_of_this_hosts_paths(
             assert path.encode() not in file.read_bytes(), file.name
 
 
+# a process on a host with a driver, as far as the linker sees it; every library of a folder is opened, all symbols at once
+_OPENS = """
+import ctypes, os, sys
+import torch
+for name in sys.argv[1:]:
+    ctypes.CDLL(name, mode=os.RTLD_NOW)
+    print("opened")
+"""
+
+
+def test_a_process_with_a_driver_opens_what_was_built_without_one(crossbuilt: Callable[[str], Artifact], tmp_path: Path) -> None:
+    """Every function of the driver that is called must be asked of the driver's library by name, for nothing else loads it."""
+    store, built = crossbuilt("h200")
+    (layer,) = built.manifest.layers
+    with store.open_blob(layer.digest) as blob:
+        materialise(layer, files=built.manifest.files_of(layer), blob=blob, into=tmp_path / "files")
+    libraries = sorted((tmp_path / "files").glob("*.so"))
+    (stub,) = store.root.glob("toolchain/driver-*/libcuda.so")
+    (tmp_path / "driver").mkdir()
+    (tmp_path / "driver" / "libcuda.so.1").symlink_to(stub)
+    environ = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path / "driver")}
+    command = [sys.executable, "-c", _OPENS, *map(str, libraries)]
+    said = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
+    assert (said.stdout.split(), said.returncode) == (["opened"] * len(libraries), 0), said.stderr
+
+
 def test_show_prints_what_machine_code_was_found(crossbuilt: Callable[[str], Artifact]) -> None:
     store, built = crossbuilt("h200")
     said = _aot(store, "show", built.ref.key.hex)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,11 @@ def test_help_comes_without_torch() -> None:
     assert done.returncode == 0, done.stderr
     for verb in ("build", "ls", "show", "check", "bench", "prune", "recipes", "modes", "targets"):
         assert f"\n  {verb} " in done.stdout
+
+
+def test_the_version_is_the_packages() -> None:
+    said = run("--version")
+    assert (said.returncode, said.stdout) == (0, f"{version('aot')}\n")
 
 
 def test_every_verb_is_listed_by_the_first_line_of_its_own_help() -> None:

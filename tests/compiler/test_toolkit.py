@@ -60,6 +60,8 @@ def test_the_stub_in_place_of_the_driver_has_the_drivers_name(tmp_path: Path) ->
     stub = Path(found["LIBRARY_PATH"]) / "libcuda.so"
     said = subprocess.run(["readelf", "-d", stub], capture_output=True, text=True, check=True).stdout
     assert "[libcuda.so.1]" in said
+    functions = subprocess.run(["nm", "-D", "--defined-only", stub], capture_output=True, text=True, check=True).stdout
+    assert {"cuLaunchKernel", "cuMemAlloc_v2"} <= {line.split()[-1] for line in functions.splitlines()}
 
 
 def test_several_architectures_need_the_assembler(tmp_path: Path) -> None:

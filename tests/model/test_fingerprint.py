@@ -11,6 +11,7 @@ from torch import nn
 
 from aot.model.fingerprint import Fingerprint
 from aot.model.weights import LiveWeights, WeightForms
+from aot.model.words import Words
 from tests.pixart import make_pipe
 
 
@@ -132,6 +133,12 @@ def test_what_has_no_exact_description_is_named_and_equals_nothing(value: Any) -
     found = Fingerprint.of(module)
     assert found.unknown.startswith("0: ")
     assert found.digest != Fingerprint.of(nn.Sequential(nn.Linear(2, 2))).digest
+
+
+def test_functions_of_torchs_own_bindings_are_told_by_their_name_alone() -> None:
+    """What they are bound to is a record of pybind11, and their qualified name has the version of it in it."""
+    assert Words().of(torch._C._functorch.get_unwrapped) == "builtin(torch._C._functorch.get_unwrapped)"
+    assert Words().of([].append) != Words().of([1].append)
 
 
 def test_a_cycle_of_objects_ends() -> None:
