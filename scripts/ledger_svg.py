@@ -15,6 +15,8 @@ WIDTH, LEFT, RIGHT, TOP, ROW, BAR = 760, 190, 130, 46, 40, 22
 ROWS = {
     "cold": "torch.compile",
     "jit-warm": "with its cache warm",
+    "regional-cold": "compile_repeated_blocks",
+    "regional-warm": "with its cache warm",
     "eager": "eager",
     "artifact": "from an artifact",
 }

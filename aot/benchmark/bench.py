@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aot.benchmark.measurement import Measurement, Way
+from aot.benchmark.measurement import COMPARED, WARMED_BY, Measurement, Way
 from aot.building.build import build, fresh, wait_for
 from aot.cache_store.local import LocalStore
 from aot.compiler.process import Event, Process
@@ -28,6 +29,7 @@ class Account:
     way: Way
     setup_s: float
     parts_s: dict[str, float]  # of the setup: find, verify, materialise, compare, load
+    before_s: dict[str, float]  # what every way waits for before: the interpreter, imports, the pipeline with its weights
     first_call_s: list[float]
     against_eager: dict[str, Any]
     steady_s: list[float] = field(default_factory=list)  # median over rounds of each call's median
@@ -41,6 +43,11 @@ class Account:
     def startup_s(self) -> float:
         """From a pipeline with its weights to the first output of every component."""
         return self.setup_s + sum(self.first_call_s)
+
+    @property
+    def line_s(self) -> float:
+        """The whole line, from the start of `python` to the first picture."""
+        return sum(self.before_s.values()) + self.startup_s + self.pipeline_first_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +64,11 @@ class StartupLedger:
     def ratios(self) -> dict[str, float]:
         """What is compared across machines: ratios and one difference, within one run, of the ways that it measured."""
         eager, artifact = self.accounts[Way.EAGER], self.accounts[Way.ARTIFACT]
-        cold, warm = self.accounts.get(Way.COLD), self.accounts.get(Way.JIT_WARM)
+        warm = self.accounts.get(Way.JIT_WARM)
+        compiled = [account for way, account in self.accounts.items() if way not in COMPARED]
         found = {
-            "cold_over_artifact": cold and cold.startup_s / artifact.startup_s,
-            "jit_warm_over_artifact": warm and warm.startup_s / artifact.startup_s,
+            **{f"{_word(account.way)}_over_artifact": account.startup_s / artifact.startup_s for account in compiled},
+            **{f"line_{_word(account.way)}_over_artifact": account.line_s / artifact.line_s for account in (eager, *compiled)},
             "artifact_minus_eager_s": artifact.startup_s - eager.startup_s,
             "steady_artifact_over_jit": warm and sum(artifact.steady_s) / sum(warm.steady_s),
             "steady_artifact_over_eager": sum(artifact.steady_s) / sum(eager.steady_s),
@@ -73,12 +81,14 @@ class StartupLedger:
         """The rows of nexfort's tables. Warm-up is the time to the end of the first image, setup and compilation included."""
         eager, artifact = self.accounts[Way.EAGER], self.accounts[Way.ARTIFACT]
         cold, warm = self.accounts.get(Way.COLD), self.accounts.get(Way.JIT_WARM)
+        regional = [(way, self.accounts.get(way)) for way in (Way.REGIONAL_COLD, Way.REGIONAL_WARM)]
         gain = artifact.iterations_per_s / eager.iterations_per_s - 1
         saved = artifact.pipeline_s / eager.pipeline_s - 1
         warm_ups = (
             ("PyTorch warm-up with run time", eager),
             ("torch.compile warm-up with compilation time", cold),
             ("torch.compile warm-up with cache time", warm),
+            *((f"compile_repeated_blocks warm-up, {way.removeprefix('regional-')}", account) for way, account in regional),
             ("aot warm-up with artifact time", artifact),
         )
         return [
@@ -97,7 +107,9 @@ class StartupLedger:
             "artifact": {"digest": self.digest, "size": self.size},
             "machine": self.machine,
             "calls": self.calls,
-            "ways": {way: {**asdict(account), "startup_s": account.startup_s} for way, account in self.accounts.items()},
+            "ways": {
+                way: {**asdict(account), "startup_s": account.startup_s, "line_s": account.line_s} for way, account in self.accounts.items()
+            },
             "ratios": self.ratios(),
             "seed_rows": dict(self.seed_rows()),
         }
@@ -106,7 +118,7 @@ class StartupLedger:
 def bench(request: Request, store: LocalStore, *, plan: Measurement, progress: Progress, environ: Mapping[str, str]) -> StartupLedger:
     """Build the artifact if `store` lacks it, then measure each way. Raises CodedError.
 
-    Imports and the making of weights are excluded; the JIT-warm way uses the very directory that the cold one filled.
+    Of start-up, imports and the making of weights are excluded; a warm way uses the very directory that its cold one filled.
     """
     built = build(request, store, progress=progress, environ=environ)
     with ExitStack() as stack:
@@ -132,13 +144,15 @@ class _Run:
     def __init__(
         self, way: Way, message: Mapping[str, Any], work: Path, store: LocalStore, environ: Mapping[str, str], log: Path, progress: Progress
     ) -> None:
-        directory = work / ("inductor" if way in (Way.COLD, Way.JIT_WARM) else f"inductor-{way}")
+        directory = work / f"inductor-{WARMED_BY.get(way, way)}"
         inherited = {**environ, INDUCTOR_DIRECTORY: str(directory)} if directory.exists() else fresh(environ, directory)
         cache = str(store.root) if way is Way.ARTIFACT else "0"
         self._progress = progress
         self._rounds: list[list[float]] = []
         with stage(progress, f"{way}: start up in a fresh process"):
-            self._process = Process("measure", {**message, "way": way}, log=log, environ={**inherited, GRAPH_CACHE: cache})
+            self._process = Process(
+                "measure", {**message, "way": way, "spawned": time.perf_counter()}, log=log, environ={**inherited, GRAPH_CACHE: cache}
+            )
             self._events: Iterator[Event] = self._process.events()
             started, compared = self._wait("started"), self._wait("compared")
         self.calls: list[str] = started["calls"]
@@ -146,6 +160,7 @@ class _Run:
             way=way,
             setup_s=started["setup_s"],
             parts_s=started["parts_s"],
+            before_s=started["before_s"],
             first_call_s=started["first_call_s"],
             against_eager={name: compared[name] for name in ("max_abs", "relative_l2", "psnr")},
         )
@@ -178,6 +193,10 @@ class _Run:
         self.account.max_memory, self.account.inductor_imported = done["max_memory"], done["inductor_imported"]
         self.account.steady_s = [statistics.median(times) for times in zip(*self._rounds, strict=True)]
         return self.account
+
+
+def _word(way: Way) -> str:
+    return way.replace("-", "_")
 
 
 def _machine(request: Request) -> dict[str, Any]:

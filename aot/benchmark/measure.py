@@ -14,16 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 
 from aot.artifact.certificate import compare
 from aot.artifact.ledger import stats
-from aot.benchmark.measurement import Way
+from aot.benchmark.measurement import COMPARED, Way
+from aot.building.plan import lay_out
 from aot.building.recorded import SEED, make_plan, prepare
-from aot.compiler.process import Parent
+from aot.compiler.inductor import jit_arguments
+from aot.compiler.process import STARTED, Parent
+from aot.errors import Unsupported
 from aot.machine.device import Device, wait_for_device
 from aot.machine.settings import claim, complete
+from aot.model.blocks import repeated
 from aot.model.capture import in_dtype
 from aot.model.signature import Signature, flatten
+from aot.request.options import Options
 from aot.request.recipe import Recipe
 from aot.request.request import Request
 from aot.serving.nexfort import PIPELINE_COMPONENTS, compile_pipe
@@ -46,15 +52,20 @@ def save_calls(recipe: Recipe, request: Request, message: Mapping[str, Any], par
 def measure(recipe: Recipe, request: Request, message: Mapping[str, Any], parent: Parent) -> None:
     """Start up, then serve the parent's orders: `round` for steady-state times, `pipeline` for the seeds' figures, `stop`."""
     way = Way(message["way"])
+    _import(way)
+    before = {"interpreter": STARTED - message["spawned"], "imports": time.perf_counter() - STARTED}
     claim("this bench", complete(request.options.process))  # eager too is measured as the mode has it
     with torch.no_grad():
+        made = time.perf_counter()
         pipeline, modules = prepare(recipe, request)
         pipeline.to(Device.of(request.gpu).name)
+        before["weights"] = time.perf_counter() - made
         calls = [_Call(item, modules) for item in torch.load(message["calls"], weights_only=True)]
-        _import(way)
         imported = set(sys.modules)
         started = time.perf_counter()
-        if way is not Way.EAGER:
+        if way in (Way.REGIONAL_COLD, Way.REGIONAL_WARM):
+            _compile_repeated_blocks(modules, request.options)
+        elif way is not Way.EAGER:
             compile_pipe(
                 pipeline,
                 options=request.options,
@@ -64,11 +75,26 @@ def measure(recipe: Recipe, request: Request, message: Mapping[str, Any], parent
         setup = time.perf_counter() - started
         first_calls = [call.timed() for call in calls]
         parts = stats()[0]["seconds"] if way is Way.ARTIFACT else {}
-        parent.tell("started", setup_s=setup, parts_s=parts, first_call_s=first_calls, calls=[call.name for call in calls])
+        names = [call.name for call in calls]
+        parent.tell("started", before_s=before, setup_s=setup, parts_s=parts, first_call_s=first_calls, calls=names)
         new = {name.split(".")[1] for name in set(sys.modules) - imported if name.startswith("torch.")}
         parent.tell("compared", **_compared([call.output for call in calls], Path(message["outputs"]), way))
         _serve(recipe, request, pipeline, calls, message, parent)
     parent.tell("done", max_memory=_max_memory(), inductor_imported="_inductor" in new)
+
+
+def _compile_repeated_blocks(modules: Mapping[str, torch.nn.Module], options: Options) -> None:
+    """As diffusers documents it. Models that name no repeated blocks are told the ones that they have. Raises Unsupported for none."""
+    found = False
+    for module in modules.values():
+        lay_out(module, options)
+        if isinstance(module, ModelMixin) and (blocks := repeated(module)):
+            if not getattr(module, "_repeated_blocks", None):
+                module._repeated_blocks = sorted({type(module.get_submodule(path)).__name__ for path in blocks})
+            module.compile_repeated_blocks(**jit_arguments(options))
+            found = True
+    if not found:
+        raise Unsupported("none of the components has repeated blocks to compile.", remedy="leave the regional ways out of --ways.")
 
 
 class _Call:
@@ -91,7 +117,8 @@ class _Call:
 
 def _import(way: Way) -> None:
     """Imports are not what is compared: what a way needs is imported before the clock starts."""
-    if way in (Way.COLD, Way.JIT_WARM):
+    importlib.import_module("diffusers")
+    if way not in COMPARED:
         importlib.import_module("torch._dynamo")
         importlib.import_module("torch._inductor.compile_fx")
 

@@ -19,10 +19,11 @@ _COLOURS = {
     "other setup": "#999999",
     "first call": "#0072B2",
 }
+_LINE_COLOURS = {"interpreter": "#999999", "imports": "#56B4E9", "weights": "#009E73", "start-up": "#E69F00", "picture": "#0072B2"}
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222; background: #fff }
-.row { display: grid; grid-template-columns: 6em 1fr 6em; gap: .8em; align-items: center; margin: .3em 0 }
+.row { display: grid; grid-template-columns: 8em 1fr 6em; gap: .8em; align-items: center; margin: .3em 0 }
 .bar { display: flex; height: 1.4em; background: #f3f3f3 } .bar span { display: block; min-width: 1px }
 .key span { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 1em; vertical-align: -1px }
 table { border-collapse: collapse } td, th { padding: .2em 1em .2em 0; text-align: left; border-bottom: 1px solid #ddd }
@@ -45,10 +46,14 @@ def page(ledger: StartupLedger) -> str:
             "output of every component; imports and weights excluded.</p>",
             f"<p>{_quicker(ratios)}<b>{ratios['artifact_minus_eager_s']:+.3f} s</b> against eager.</p>",
             "<h2>Every way</h2>",
-            *_bars(list(ledger.accounts.values())),
+            *_bars([(account.way, segments(account)) for account in ledger.accounts.values()], _COLOURS),
             "<h2>Eager and artifact, enlarged</h2>",
-            *_bars(quick),
-            "<p class=key>" + "".join(f"<span style='background:{colour}'></span>{part}" for part, colour in _COLOURS.items()) + "</p>",
+            *_bars([(account.way, segments(account)) for account in quick], _COLOURS),
+            _legend(_COLOURS),
+            "<h2>From <code>python</code> to the first picture</h2>",
+            "<p>All that a user waits for: what an artifact does not save too.</p>",
+            *_bars([(account.way, line(account)) for account in ledger.accounts.values()], _LINE_COLOURS),
+            _legend(_LINE_COLOURS),
             "<h2>Ratios of this run</h2>",
             _table([(name, f"{value:.4g}") for name, value in ratios.items()]),
             "<h2>As nexfort's tables</h2>",
@@ -64,18 +69,27 @@ def segments(account: Account) -> dict[str, float]:
     return {**account.parts_s, "other setup": max(other, 0.0), "first call": sum(account.first_call_s)}
 
 
-def _bars(accounts: list[Account]) -> list[str]:
-    longest = max(account.startup_s for account in accounts)
-    return [_bar(account, longest) for account in accounts]
+def line(account: Account) -> dict[str, float]:
+    """The seconds from `python` to the first picture by part; they add up to `line_s`."""
+    return {**account.before_s, "start-up": account.startup_s, "picture": account.pipeline_first_s}
 
 
-def _bar(account: Account, longest: float) -> str:
+def _bars(rows: list[tuple[str, dict[str, float]]], colours: Mapping[str, str]) -> list[str]:
+    longest = max(sum(parts.values()) for _, parts in rows)
+    return [_bar(name, parts, longest, colours) for name, parts in rows]
+
+
+def _bar(name: str, parts: dict[str, float], longest: float, colours: Mapping[str, str]) -> str:
     spans = "".join(
-        f"<span style='width:{100 * seconds / longest:.3f}%;background:{_COLOURS[part]}' title='{part}: {seconds:.4f} s'></span>"
-        for part, seconds in segments(account).items()
+        f"<span style='width:{100 * seconds / longest:.3f}%;background:{colours[part]}' title='{part}: {seconds:.4f} s'></span>"
+        for part, seconds in parts.items()
         if seconds > 0
     )
-    return f"<div class=row><div>{account.way}</div><div class=bar>{spans}</div><div class=right>{account.startup_s:.3f} s</div></div>"
+    return f"<div class=row><div>{name}</div><div class=bar>{spans}</div><div class=right>{sum(parts.values()):.3f} s</div></div>"
+
+
+def _legend(colours: Mapping[str, str]) -> str:
+    return "<p class=key>" + "".join(f"<span style='background:{colour}'></span>{part}" for part, colour in colours.items()) + "</p>"
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
@@ -85,5 +99,8 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 def _quicker(ratios: Mapping[str, float]) -> str:
     """By how much the artifact starts sooner than each compiled way that was measured."""
-    compiled = {"cold_over_artifact": "than a cold compile", "jit_warm_over_artifact": "than a warm one"}
+    compiled = {
+        "cold_over_artifact": "than a cold compile", "jit_warm_over_artifact": "than a warm one",
+        "regional_cold_over_artifact": "than a cold compile of the blocks", "regional_warm_over_artifact": "than a warm one of these",
+    }  # fmt: skip
     return "".join(f"<b>{ratios[name]:.0f}×</b> quicker {what}, " for name, what in compiled.items() if name in ratios)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aot.benchmark.measurement import COMPARED, WAYS, Measurement, Way
+from aot.benchmark.measurement import BEFORE, COMPARED, WARMED_BY, WAYS, Measurement, Way
 from aot.choice import choice
 from aot.cli import request as asked
 from aot.cli.text import print_json, print_table, progress, size
@@ -42,7 +42,7 @@ def bench(
     fuse_qkv: asked.FuseQkv = False,
     no_cache_layer: asked.NoCacheLayer = False,
     steps: Annotated[int, typer.Option(help="Denoising steps of the whole-pipeline figures; 0: the variant's own.")] = 0,
-    ways: Annotated[str, typer.Option(help="Which of eager, cold, jit-warm, artifact to measure, joined by commas.")] = ",".join(WAYS),
+    ways: Annotated[str, typer.Option(help=f"Which of {', '.join(WAYS)} to measure, joined by commas.")] = ",".join(WAYS),
     rounds: Annotated[int, typer.Option(help="Rounds of steady-state calls, interleaved between the ways.", min=1)] = 5,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained page with the ledger as bars.", metavar="FILE")] = None,
     json: asked.Json = False,
@@ -97,8 +97,7 @@ def bench(
 def _ways(text: str) -> tuple[Way, ...]:
     """Always eager and the artifact too: without them there is nothing to compare."""
     asked = {*(Way(choice(way, known=WAYS, field="--ways")) for way in text.split(",")), *COMPARED}
-    if Way.JIT_WARM in asked:
-        asked.add(Way.COLD)  # whose directory is what makes it warm
+    asked.update(cold for warm, cold in WARMED_BY.items() if warm in asked)
     return tuple(way for way in WAYS if way in asked)
 
 
@@ -124,6 +123,20 @@ def print_ledger(ledger: StartupLedger) -> None:
                 f"{account.against_eager['relative_l2']:.1e}",
             )
             for account in ledger.accounts.values()
+        ],
+    )
+    print()
+    print_table(
+        ("from `python` to the picture", *BEFORE, "start-up", "picture", "all, seconds"),
+        [
+            (
+                way,
+                *(f"{account.before_s[part]:.2f}" for part in BEFORE),
+                f"{account.startup_s:.2f}",
+                f"{account.pipeline_first_s:.2f}",
+                f"{account.line_s:.2f}",
+            )
+            for way, account in ledger.accounts.items()
         ],
     )
     print()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -189,11 +189,9 @@ def jit(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
     """`torch.compile` with the same configuration. Static unless asked: with torch's default the second shape would become
     a dynamic graph, and whether a warm directory serves a call would depend on which shape came first. Dynamic marks height
     and width only, the last two sizes of every image-like tensor: a batch or a prompt's length that varies is another graph."""
-    check_options(options)
-    inductor = cast(dict[str, Any], {**_ANY_CORES, **options.inductor})
+    compiled = torch.compile(function, **jit_arguments(options))
     if not options.dynamic:
-        return torch.compile(function, dynamic=False, options=inductor)
-    compiled = torch.compile(function, options=inductor)
+        return compiled
 
     @wraps(function)
     def marked(*args: Any, **kwargs: Any) -> Any:
@@ -203,6 +201,12 @@ def jit(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
         return compiled(*args, **kwargs)
 
     return marked
+
+
+def jit_arguments(options: Options) -> dict[str, Any]:
+    """What `torch.compile` is given for a mode. Raises BadInput for an option that this torch does not have."""
+    check_options(options)
+    return {"dynamic": None if options.dynamic else False, "options": {**_ANY_CORES, **options.inductor}}
 
 
 def reset_code(function: Any) -> None:

@@ -8,6 +8,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from aot.cache_store.errors import CodedError
 from aot.errors import EXIT_CODES, BuildFailed
 
 ENTRY = "aot.cli.task"
+STARTED = time.perf_counter()  # of this interpreter, as good as: the clock is one for all processes of a host
 
 Event: TypeAlias = dict[str, Any]
 
