@@ -20,7 +20,7 @@ def default_root(environ: Mapping[str, str]) -> Path:
 def open_root(root: Path) -> Path:
     """Make or check `root`, and return its versioned tree `root/v1`.
 
-    Loading an artifact runs its code, so nobody else may be able to put files there. Raises RootRefused when the
+    Loading an artifact runs its code, so nobody else but root may be able to put files there. Raises RootRefused when the
     directory is a link, belongs to another user, or others may write to it; Unreachable when it cannot be made.
     """
     with named(root):
@@ -42,14 +42,14 @@ def _check(directory: Path) -> None:
 def check_owned(path: Path, *, what: str, directory: bool = False, secret: bool = False) -> None:
     """Raises RootRefused unless `path` is a plain file (or directory) that only the current user may write, and if `secret` read.
 
-    A file may be root's too: root decides everything anyway, and an image's configuration is often root's.
+    It may be root's too: root decides everything anyway, and what is in an image is often root's.
     """
     status = path.lstat()
     remedy = "set AOT_HOME to a directory of your own." if directory else f"make {path} a file of your own."
     if not (stat.S_ISDIR if directory else stat.S_ISREG)(status.st_mode):
         kind = "directory" if directory else "regular file"
         raise RootRefused(f"{what} {path} is not a {kind} (a link is not followed).", remedy=remedy)
-    if status.st_uid != os.geteuid() and (directory or status.st_uid != 0):
+    if status.st_uid not in (os.geteuid(), 0):
         raise RootRefused(
             f"{what} {path} belongs to user {status.st_uid}, you are {os.geteuid()}; whoever owns it decides what code is loaded.",
             remedy=remedy,

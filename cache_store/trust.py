@@ -1,5 +1,6 @@
 """Trust: whose artifacts may run here. The decision is pure, and the same online and offline."""
 
+import os
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -134,8 +135,11 @@ class Policy:
 
     @classmethod
     def read(cls, root: Path, lock: Path | None = None) -> Self:
-        """Of the store at `root` and the lock file. Raises Malformed, RootRefused, Unreachable: there is no lesser policy."""
-        own = SigningKey(machine_key(root)).public if machine_key(root).exists() else None
+        """Of the store at `root` and the lock file. Raises Malformed, RootRefused, Unreachable: there is no lesser policy.
+
+        A key that only root may read, in a store that came with an image, is nobody's here: what it signed is to be listed.
+        """
+        own = SigningKey(machine_key(root)).public if os.access(machine_key(root), os.R_OK) else None
         pins = frozenset(pin.digest for pin in Lock.read(lock).pins) if lock else frozenset[Digest]()
         return cls(Trust.read(root), pins, own)
 

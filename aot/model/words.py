@@ -80,6 +80,8 @@ class Words:
             yield _is(name, handler(self, value))
         elif type(value).__module__ == "numpy":
             yield _is(name, _numpy(value))
+        elif (plain := _stood_for(value)) is not None:
+            yield from self.spell(name, plain)
         else:
             yield from self._attributes(name, value)
 
@@ -255,6 +257,11 @@ def _is(name: str, word: str) -> str:
 def _live(value: Any) -> frozenset[str]:
     """The attributes of a container of ours that graphs take as inputs."""
     return frozenset(getattr(type(value), "live", ())) if type(value).__module__.startswith("aot.") else frozenset()
+
+
+def _stood_for(value: Any) -> Any:
+    """The forward that an object of ours stands for, where somebody else holds on to it: a hook that was added after loading."""
+    return getattr(value, "plain", None) if type(value).__module__.startswith("aot.") else None
 
 
 def _slots(kind: type) -> list[str]:

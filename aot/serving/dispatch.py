@@ -74,7 +74,7 @@ class Dispatcher(StandIn):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.retired or torch.compiler.is_compiling():  # what is being traced is the model, not how it is served
-            return self.plain(*args, **kwargs)
+            return self.traced(*args, **kwargs)
         tensors: list[torch.Tensor] = []
         try:
             key = (surroundings(self._policy.device), _identity(args, tensors), _identity(kwargs, tensors))

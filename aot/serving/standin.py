@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any, Self
 from weakref import WeakSet
@@ -37,6 +38,13 @@ class StandIn:
         forward = static(type(self._module), "forward")
         found: Callable[..., Any] = forward.__get__(self._module, type(self._module)) if hasattr(forward, "__get__") else forward
         return found
+
+    def traced(self, *args: Any, **kwargs: Any) -> Any:
+        """A call of `plain` as every torch's compiler can follow it: 2.11's knows no binding of a function that is not its own."""
+        forward = self._before or static(type(self._module), "forward")
+        if self._before is None and isinstance(forward, types.FunctionType):
+            return forward(self._module, *args, **kwargs)
+        return self.plain(*args, **kwargs)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -125,9 +133,9 @@ class Compiled(StandIn):
             self._compiled = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        plain = self.plain
         if self.retired or torch.compiler.is_compiling():
-            return plain(*args, **kwargs)
+            return self.traced(*args, **kwargs)
+        plain = self.plain
         ran = getattr(plain, "__func__", plain)
         if self._compiled is None or self._compiled[0] is not ran:
             self._compiled = ran, self._compiler(plain)

@@ -59,7 +59,10 @@ def test_a_root_that_is_a_link_is_refused(tmp_path: Path) -> None:
 
 def test_a_root_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     LocalStore(tmp_path / "home")
-    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    if os.getuid() == 0:
+        os.chown(tmp_path / "home", 65534, 65534)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(RootRefused, match="belongs to user"):
         LocalStore(tmp_path / "home")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import nn
 from torchao import quantization
 
@@ -88,6 +89,8 @@ def test_a_hollow_copy_is_of_the_same_identity_and_has_no_memory() -> None:
 def test_a_quantised_model_is_built_where_it_is_and_served_as_its_own_eager(
     scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if scheme == "float8 weights" and Version(torch.__version__) < Version("2.13"):
+        pytest.skip("torch 2.11 makes C++ of float8 that does not compile; the build says so")
     monkeypatch.setenv("AOT_HOME", str(tmp_path / "home"))
     module, plain, x = _quantised(scheme), Mlp().eval().requires_grad_(False), torch.randn(4, 64)
     with torch.no_grad():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import torch
 
 import aot
 from aot.cache_store.local import LocalStore
+from aot.cache_store.signing import SigningKey, machine_key
+from aot.cache_store.trust import trust_keys
 from tests.pixart import denoise, make_pipe
 
 SERVES = """
@@ -101,3 +105,77 @@ def test_after_ready_nothing_is_opened_mapped_or_begun(cached: LocalStore, tmp_p
     assert _held(temporary) == before
     assert sum(aot.stats()[-1]["hits"].values()) == 100
     aot.restore(pipe)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_another_user_serves_from_a_store_that_it_may_only_read(store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image's layer: made by root, read by whoever the process is, with no folder of its own to write to."""
+    home, key = tmp_path / "image", machine_key(store.root)
+    shutil.copytree(store.root, home)
+    trust_keys(home, [str(SigningKey(key).public)])
+    for path in (*tmp_path.parents, tmp_path, home, *home.rglob("*")):
+        path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
+    for secret in (machine_key(home).parent, machine_key(home)):
+        secret.chmod(0o700 if secret.is_dir() else 0o600)
+    monkeypatch.setenv("AOT_HOME", str(home))
+    monkeypatch.setenv("NEXFORT_GRAPH_CACHE", "1")
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    pipe, threads = make_pipe(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        expected = denoise(pipe)
+        aot.restore(aot.compile_pipe(make_pipe(), on_miss="error"))  # all that is imported is: this interpreter may be root's alone
+        before = sorted(home.rglob("*"))
+        if not (pid := os.fork()):
+            status = 2
+            try:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+                status = _forked(pipe, expected)
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert sorted(home.rglob("*")) == before
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _model(pipe: Any) -> None:
+    pipe.enable_model_cpu_offload(device="cpu")
+    pipe.transformer._hf_hook.execution_device = torch.device("cpu")  # not "cpu:0": what is there would be copied to the same place
+
+
+def _group(pipe: Any, kind: str, **given: Any) -> None:
+    pipe.transformer.enable_group_offload(torch.device("cpu"), torch.device("cpu"), kind, **given)
+
+
+OFFLOADS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "model": (_model, ""),
+    "group, leaves": (lambda pipe: _group(pipe, "leaf_level"), "_diffusers_hook"),
+    "group, blocks": (lambda pipe: _group(pipe, "block_level", num_blocks_per_group=1), "_diffusers_hook"),
+    "layerwise casting": (
+        lambda pipe: pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.float32),
+        "_diffusers_hook",
+    ),
+}
+
+
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("what", OFFLOADS)
+def test_offloading_is_served_or_a_miss_that_names_it(what: str, order: str) -> None:
+    offload, named = OFFLOADS[what]
+    pipe, eager = make_pipe(), make_pipe()
+    offload(eager)
+    if order == "before":
+        offload(pipe)
+    aot.compile_pipe(pipe, on_miss="eager")
+    if order == "after":
+        offload(pipe)
+    assert (denoise(pipe) - (expected := denoise(eager))).norm() / expected.norm() <= 1e-5
+    ledger = aot.stats()[-1]
+    assert bool(ledger["misses"]) is bool(named)
+    assert all("transformer" in miss and named in miss for miss in ledger["misses"])
+    aot.restore(pipe)
+    assert torch.equal(denoise(pipe), expected)
