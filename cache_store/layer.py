@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -14,6 +15,8 @@ from aot.cache_store.errors import Corrupt, named
 from aot.cache_store.manifest import FileEntry, Layer
 
 LEVEL = 19  # built once, downloaded and kept many times; decompression speed does not depend on it
+_WORKERS = min(os.cpu_count() or 1, 4)  # decompressing and hashing leave the interpreter to others; a disk is full of work with four
+_WORTH_THREADS = 4 << 20  # bytes that are unpacked in a millisecond or two
 MAX_WINDOW = 1 << 27  # bytes; the largest window that level 19 uses is 8 MiB, the standard's limit for decoders 128
 
 
@@ -51,19 +54,26 @@ def materialise(layer: Layer, *, files: list[FileEntry], blob: BinaryIO, into: P
     Each file is hashed while it is written, so the bytes that were verified are the bytes that are used, whatever
     happens to `blob` after `verify`. Raises Corrupt at the first file that is not as promised.
     """
-    return [_extract(entry, layer=layer, blob=blob, into=into) for entry in files]
+    workers = min(len(files), _WORKERS) if sum(entry.size for entry in files) >= _WORTH_THREADS and _descriptor(blob) is not None else 1
+    if workers == 1:
+        return [_extract(entry, layer=layer, blob=blob, into=into) for entry in files]
+    with ThreadPoolExecutor(workers, thread_name_prefix="aot-unpack") as pool:
+        running = [pool.submit(_extract, entry, layer=layer, blob=blob, into=into) for entry in files]
+        try:
+            return [one.result() for one in running]
+        finally:  # after the first that is not as promised no more are begun
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _extract(entry: FileEntry, *, layer: Layer, blob: BinaryIO, into: Path) -> Path:
     path = into / entry.path
     # the directory may be one that other processes read (TORCHINDUCTOR_CACHE_DIR): a file appears whole or not at all
     temporary = path.with_name(f".{os.getpid()}-{entry.digest.short}")
-    blob.seek(entry.offset)
     with named(into):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             with _fresh(temporary) as target:
-                whole = _decompress(entry, _Slice(blob, entry.length), target)
+                whole = _decompress(entry, _Slice(blob, entry.offset, entry.length), target)
             if whole:
                 temporary.replace(path)
         finally:
@@ -101,13 +111,26 @@ def _corrupt(layer: Layer, what: str) -> Corrupt:
 
 
 class _Slice(io.RawIOBase):
-    """The next `left` bytes of a stream, as a stream."""
+    """`left` bytes of a stream from `offset` on, as a stream. Of a file several may be read at once: none moves its position."""
 
-    def __init__(self, stream: BinaryIO, left: int) -> None:
+    def __init__(self, stream: BinaryIO, offset: int, left: int) -> None:
         super().__init__()
-        self._stream, self.left = stream, left
+        self._stream, self._descriptor, self._offset, self.left = stream, _descriptor(stream), offset, left
 
     def read(self, size: int = -1, /) -> bytes:
-        data = self._stream.read(self.left if size < 0 else min(size, self.left))
+        size = self.left if size < 0 else min(size, self.left)
+        if self._descriptor is None:
+            self._stream.seek(self._offset)
+            data = self._stream.read(size)
+        else:
+            data = os.pread(self._descriptor, size, self._offset)
+        self._offset += len(data)
         self.left -= len(data)
         return data
+
+
+def _descriptor(stream: BinaryIO) -> int | None:
+    try:
+        return stream.fileno()
+    except (OSError, AttributeError):  # it is in memory
+        return None
