@@ -24,6 +24,7 @@ from aot.model.fingerprint import Fingerprint
 from aot.model.ip_adapter import live_scale
 from aot.model.memory_format import to_channels_last
 from aot.model.signature import Signature
+from aot.model.slots import is_slotted
 from aot.request.compilation import Compilation
 from aot.request.options import Options
 
@@ -119,7 +120,8 @@ def kinds_of(
     device: Device,
     unread: Mapping[str, tuple[str, ...]] = {},
 ) -> tuple[_Kinds, _KindOf]:
-    """The kinds among components and blocks, and which kind each is of: identical blocks are compiled once.
+    """The kinds among components and blocks, and which kind each is of: identical blocks are compiled once, from the one that has
+    the most room for adapters.
 
     `unread`, by component: attributes of its blocks that none of their code reads.
     """
@@ -131,9 +133,16 @@ def kinds_of(
             if path:
                 left_out = unread.get(component_path, ())
                 fingerprint = fingerprint_of(module.get_submodule(path), device, f"{component_path}.{path}").without(left_out)
-            kinds.setdefault(fingerprint.digest, KindFound(module.get_submodule(path), fingerprint, left_out))
+            found, known = KindFound(module.get_submodule(path), fingerprint, left_out), kinds.get(fingerprint.digest)
+            if known is None or _room(found.module) > _room(known.module):
+                kinds[fingerprint.digest] = found
             table[component_path, path] = fingerprint.digest
     return kinds, lambda component_path, path: table[component_path, path]
+
+
+def _room(module: nn.Module) -> int:
+    """How many of its layers have slots for adapters."""
+    return sum(map(is_slotted, module.modules()))
 
 
 def units_of(calls: Iterable[Call], kind_of: _KindOf) -> list[Unit]:
@@ -190,13 +199,21 @@ def _joined(group: list[Unit]) -> Iterator[Unit]:
 
 
 def check_slots(units: Iterable[Unit], slots: Mapping[str, list[str]]) -> None:
-    """Raises BadInput where submodules that share a graph were given other slots."""
+    """Raises BadInput where submodules that share a graph were given slots that no one of them has all of.
+
+    Where one has, the graph is traced from it (`kinds_of`): the others' layers that were given none have room too.
+    """
+    shared: dict[Digest, dict[str, set[str]]] = {}
     for unit in units:
-        prefixes = [f"{path}." if path else "" for path in unit.paths]
-        own = [[found.removeprefix(prefix) for found in slots.get(unit.component, ()) if found.startswith(prefix)] for prefix in prefixes]
-        if odd := next((path for path, found in zip(unit.paths, own, strict=True) if found != own[0]), None):
+        for path in unit.paths:
+            prefix = f"{path}." if path else ""
+            own = {found.removeprefix(prefix) for found in slots.get(unit.component, ()) if found.startswith(prefix)}
+            shared.setdefault(unit.kind, {})[f"{unit.component}.{path}"] = own
+    for given in shared.values():
+        roomiest = max(given, key=lambda where: len(given[where]))
+        if odd := next((where for where in given if not given[where] <= given[roomiest]), None):
             raise BadInput(
-                f"--lora-targets gives {unit.component}.{unit.paths[0]} and {odd} different slots, and they share a graph.",
+                f"--lora-targets gives {roomiest} and {odd} different slots, and they share a graph.",
                 remedy="name layers by the ends of their paths, which are the same in both.",
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -12,9 +13,10 @@ from torch import nn
 from aot.artifact.book import Kind
 from aot.building.plan import Plan
 from aot.building.recorded import plan_recorded
-from aot.errors import Unsupported
+from aot.errors import BadInput, Unsupported
 from aot.machine.device import Device
 from aot.model.fingerprint import Fingerprint
+from aot.model.slots import is_slotted
 from aot.request.options import Options
 from aot.request.record import record
 from aot.request.recorded import Recorded
@@ -71,6 +73,39 @@ def test_only_what_tells_blocks_apart_is_left_out_and_only_of_those_blocks() -> 
     wider = Block(0)
     wider.width = 9
     assert "width=9" in (kinds[0].structure_differs(Fingerprint.of(wider)) or "")
+
+
+class Twice(nn.Module):
+    """The same part within a block and beside it, as transformers have a norm of their last block and one at their end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        parts = [nn.Sequential(OrderedDict(first=nn.Linear(8, 8), second=nn.Linear(8, 8))) for _ in range(2)]
+        self.apart, self.blocks = parts[0], nn.ModuleList(parts[1:])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.blocks[0](self.apart(x))
+        return found
+
+
+def test_a_shared_graph_is_made_of_the_part_with_the_most_room_for_adapters() -> None:
+    def plan(*targets: str) -> Plan:
+        pipe = SimpleNamespace(components={"transformer": Twice()})
+        with record(pipe, name="twice") as found, torch.no_grad():
+            pipe.components["transformer"](torch.ones(1, 8))
+        request = Recorded(
+            name="twice", gpu="cpu", options=Options(), scope="regional", cache_layer=False, lora_rank=2, lora_targets=targets
+        )
+        return plan_recorded(found, request, Device.of("cpu"))
+
+    found = plan()
+    (unit,) = found.units
+    assert unit.paths == ("apart", "blocks.0")
+    assert found.slots == {"transformer": ["blocks.0.first", "blocks.0.second"]}
+    assert [is_slotted(layer) for layer in found.kinds[unit.kind].module.children()] == [True, True]
+    assert plan("apart.first").slots == {"transformer": ["apart.first"]}
+    with pytest.raises(BadInput, match=r"gives transformer\.\S+ and transformer\.\S+ different slots"):
+        plan("apart.first", "blocks.0.second")
 
 
 def test_a_component_whose_later_call_has_no_identity_is_left_out_whole() -> None:
