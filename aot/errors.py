@@ -97,3 +97,8 @@ INTERRUPTED = 130
 def exit_code(error: CodedError) -> int:
     """The exit code of the nearest type in the table."""
     return next(EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES)
+
+
+def first_line(error: Exception) -> str:
+    """What another program's error says at its beginning, to be part of a sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -17,7 +17,7 @@ import torch
 
 from aot.artifact.book import GraphEntry
 from aot.artifact.cudagraph import Recorder, Replayed, Run
-from aot.errors import LoadFailed
+from aot.errors import LoadFailed, first_line
 from aot.machine.device import wait_for_device
 from aot.model.signature import fill
 from aot.model.writes import SAME, give_back
@@ -100,7 +100,7 @@ class Graph:
         try:
             self.library = _libraries.get(key) or Library(library, self.device, cudagraphs=cudagraphs)
         except RuntimeError as error:
-            raise LoadFailed(f"{entry.file}: {str(error).splitlines()[0]}", remedy="build it again with `aot build --rebuild`.") from error
+            raise LoadFailed(f"{entry.file}: {first_line(error)}", remedy="build it again with `aot build --rebuild`.") from error
         if digest:
             _libraries[key] = self.library
         self.run_flat: Run = self.library.first(nullcontext)

@@ -10,7 +10,7 @@ from aot.cli.request import Json
 from aot.cli.stores import allow
 from aot.cli.text import print_json, print_table
 from aot.errors import Miss
-from aot.machine.target import Allow, Difference, Target
+from aot.machine.target import Allow, Difference, Target, built_for
 from aot.verbs.stores import allowed, local_store, machine, open_guard
 
 
@@ -33,7 +33,7 @@ def check(
     row, *_ = pick(listing(store), artifact)
     built = Target.of_parts(row.entry.key)
     here = machine(gpu, built)
-    found = built.check(here, also=row.entry.key.get("also", "").split())
+    found = built_for(row.entry.key, here)
     refused = [one for one in found if one.refused(allowed(allow(allow_other_sku, allow_other_torch)))]
     error = None
     if gpu == "auto" and not refused and any(one.allow is Allow.TORCH for one in found):  # on another machine it is sent there

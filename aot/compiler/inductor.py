@@ -22,7 +22,7 @@ from aot.cache_store.errors import CodedError
 from aot.choice import choice
 from aot.compiler.mutation import mutates
 from aot.compiler.sizes import along, guards, promise
-from aot.errors import BuildFailed, Unsupported
+from aot.errors import BuildFailed, Unsupported, first_line
 from aot.model.axes import Axes
 from aot.model.formula import Formula
 from aot.model.signature import Form, Signature
@@ -163,7 +163,7 @@ def compile_graph(
     except CodedError:
         raise
     except Exception as error:  # whatever the compiler raises is its answer; the traceback goes to the build log
-        raise BuildFailed(f"{type(module).__name__} did not compile: {type(error).__name__}: {_first_line(error)}") from error
+        raise BuildFailed(f"{type(module).__name__} did not compile: {type(error).__name__}: {first_line(error)}") from error
     suspected = tuple(found for found in guards(program) if found not in served.conditions) if served else ()
     _extract_library(package, library)
     package.unlink()
@@ -233,7 +233,3 @@ def _extract_library(package: Path, library: Path) -> None:
         operators = names[0].removesuffix(".so") + ".json"
         if operators in archive.namelist() and json.loads(raw := archive.read(operators)).get("nodes"):
             beside(library).write_bytes(raw)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:300]

@@ -252,6 +252,11 @@ def instruction_set(machine: str, flags: set[str]) -> str:
     return "+".join([level, *(extra for extra in _EXTRAS if extra in flags)])
 
 
+def built_for(parts: Mapping[str, str], here: Target) -> list[Difference]:
+    """Every field in which the machine that an artifact with these key parts was built for differs from `here`."""
+    return Target.of_parts(parts).check(here, also=parts.get("also", "").split())
+
+
 def cpu_flags() -> set[str]:
     """The features the kernel reports; empty where it reports none this way."""
     info = Path("/proc/cpuinfo")

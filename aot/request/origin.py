@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aot.cache_store.errors import Unreachable
 from aot.choice import choice
-from aot.errors import BadInput, Unsupported
+from aot.errors import BadInput, Unsupported, first_line
 from aot.request.named import Named, artifact_name
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Origin(Named):
             ) from error
         except OSError as error:  # the client's own errors, of connections and of the Hub's answers, are such
             raise Unreachable(
-                f"the configs of {self.source} cannot be fetched: {str(error).splitlines()[0]}",
+                f"the configs of {self.source} cannot be fetched: {first_line(error)}",
                 remedy="check the name and the token, or name a folder that has them.",
             ) from error
         if not (Path(found) / INDEX).is_file():

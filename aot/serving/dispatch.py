@@ -14,7 +14,7 @@ from torch import nn
 from aot.artifact.book import Kind
 from aot.artifact.ledger import Ledger
 from aot.artifact.runner import Graph
-from aot.errors import LoadFailed, Miss, Unsupported
+from aot.errors import LoadFailed, Miss, Unsupported, first_line
 from aot.model.fingerprint import Fingerprint
 from aot.model.seal import Seal
 from aot.model.signature import Convention, Signature, TensorSpec
@@ -79,7 +79,7 @@ class Dispatcher(StandIn):
         try:
             key = (surroundings(self._policy.device), _identity(args, tensors), _identity(kwargs, tensors))
         except RuntimeError as error:  # a nested tensor has no shape
-            return self._missed(f"the call holds a tensor of no form that graphs take ({_first_line(error)})", args, kwargs)
+            return self._missed(f"the call holds a tensor of no form that graphs take ({first_line(error)})", args, kwargs)
         try:
             found = self._known.get(key)
         except TypeError:  # the call holds something unhashable
@@ -122,7 +122,7 @@ class Dispatcher(StandIn):
         except torch.OutOfMemoryError:  # what eager would raise too, and servers wait for
             raise
         except RuntimeError as error:
-            reason = f"graph {graph.entry.file} failed: {_first_line(error)}"
+            reason = f"graph {graph.entry.file} failed: {first_line(error)}"
             if self._policy.on_miss is OnMiss.ERROR:
                 raise LoadFailed(f"{reason}.", remedy="call aot.restore() to go on without it, and build it again.") from error
             return self._missed(reason, args, kwargs)
@@ -267,10 +267,6 @@ def dispatchers(module: nn.Module) -> dict[str, Dispatcher]:
     """Those that stand for `module` and its submodules, by path."""
     paths = {id(child): path for path, child in module.named_modules()}
     return {paths[id(found._module)]: found for found in standing(module) if isinstance(found, Dispatcher)}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or ["no message"])[0]
 
 
 def _identity(value: Any, tensors: list[torch.Tensor]) -> Any:

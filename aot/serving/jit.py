@@ -21,7 +21,7 @@ from aot.cache_store.store import Store
 from aot.cache_store.trust import Admitted
 from aot.compiler.inductor import jit
 from aot.environment import INDUCTOR_DIRECTORY
-from aot.errors import BuildFailed
+from aot.errors import BuildFailed, first_line
 from aot.request.options import Options
 from aot.serving.resolve import set_aside
 
@@ -101,8 +101,7 @@ def rescued(compile: Callable[[], Callable[..., Any]], plain: Callable[..., Any]
 
 
 def _say_given_up(error: Exception) -> None:
-    said = (str(error).strip() or repr(error)).splitlines()[0]
-    log.warning("%s compilation failed, running eagerly from now on: %s", BuildFailed.code, said)
+    log.warning("%s compilation failed, running eagerly from now on: %s", BuildFailed.code, first_line(error))
 
 
 def _inductor_directory() -> Path:

@@ -11,7 +11,7 @@ from aot.artifact.key import Key
 from aot.artifact.ledger import log
 from aot.cache_store.errors import CodedError, Corrupt, Missing
 from aot.cache_store.store import Entry, MendableStore, Store, read_listed
-from aot.machine.target import Allow, Difference, Target, Weight
+from aot.machine.target import Allow, Difference, Target, Weight, built_for
 
 _EXPLAINED = 100  # artifacts compared to explain a miss, the newest: a thousand reasons explain nothing
 
@@ -64,7 +64,7 @@ def judge(key: Key, *, modules: Mapping[str, Facts], wish: Facts, allow: Collect
 
     `allow`: the differences between machines that are taken although they degrade.
     """
-    found = Target.of_parts(key.parts).check(Target.of_parts(wish), also=key.parts.get("also", "").split())
+    found = built_for(key.parts, Target.of_parts(wish))
     degraded = tuple(difference for difference in found if difference.weight is Weight.DEGRADING)
     refused = [difference for difference in found if difference.refused(allow)]
     mode = tuple(entry for entry in Key(key.shared()).diff(Key(wish)) if not entry[0].startswith("target."))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from aot.machine.target import Allow, Difference, Target, Weight
+from aot.machine.target import Allow, Difference, Target, Weight, built_for
 from aot.request.mode import Mode
 from aot.shipping.listing import Row
 
@@ -52,6 +52,6 @@ def offers(rows: Iterable[Row], wanted: Wanted, machine: Callable[[Target], Targ
 
 def _offer(row: Row, wanted: Wanted, machine: Callable[[Target], Target]) -> Offer:
     built = Target.of_parts(row.entry.key)
-    differences = tuple(built.check(machine(built), also=row.entry.key.get("also", "").split()))
+    differences = tuple(built_for(row.entry.key, machine(built)))
     refused = [str(difference) for difference in differences if difference.refused(wanted.allow)]
     return Offer(row, differences, (*refused, *wanted.differs(row)))

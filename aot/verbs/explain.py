@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aot.artifact.key import ONLY_ASKED, Key
-from aot.machine.target import Difference, Target, Weight
+from aot.machine.target import Difference, Target, Weight, built_for
 
 if TYPE_CHECKING:
     from aot.cache_store.store import Store
@@ -60,7 +60,7 @@ def explain(asked: Key, store: Store) -> list[Explained]:
 
 def compared(built: Key, asked: Key) -> list[Part]:
     """Every part in which two keys differ, and what it comes to where the one is there and the other is asked for."""
-    machines = Target.of_parts(built.parts).check(Target.of_parts(asked.parts), also=built.parts.get("also", "").split())
+    machines = built_for(built.parts, Target.of_parts(asked.parts))
     return [Part(name, theirs, mine, *meaning(name, machines)) for name, theirs, mine in built.diff(asked)]
 
 
