@@ -142,7 +142,7 @@ def test_weights_of_a_class_that_nothing_takes_apart_are_refused_by_name() -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gpu", ["h200", "rtx-4090", "rtx-pro-6000-server"])
-@pytest.mark.parametrize("scheme", ["int8 weights", "float8 weights"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_quantised_weights_are_built_for_a_gpu_that_is_absent(
     scheme: str, gpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
