@@ -266,6 +266,9 @@ def cpu_flags() -> set[str]:
 
 def _installed(package: str) -> str:
     try:
-        return version(package)
+        found: str | None = version(package)
     except PackageNotFoundError as error:
         raise BadEnvironment(f"{package} is not installed.", remedy=f"pip install {package}") from error
+    if found is None:  # whatever the types say: a file of root's that this user may not read
+        raise BadEnvironment(f"{package} is installed, and its metadata cannot be read.", remedy="let this user read the packages.")
+    return found
