@@ -68,7 +68,8 @@ def materialise(layer: Layer, *, files: list[FileEntry], blob: BinaryIO, into: P
 def _extract(entry: FileEntry, *, layer: Layer, blob: BinaryIO, into: Path) -> Path:
     path = into / entry.path
     # the directory may be one that other processes read (TORCHINDUCTOR_CACHE_DIR): a file appears whole or not at all
-    temporary = path.with_name(f".{os.getpid()}-{entry.digest.short}")
+    # and files beside each other may be equal: the offset tells apart what is unpacked at once
+    temporary = path.with_name(f".{os.getpid()}-{entry.digest.short}-{entry.offset}")
     with named(into):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,17 @@ def test_a_link_in_the_way_is_replaced_not_written_through(tmp_path: Path) -> No
 def test_the_manifest_round_trips(tmp_path: Path) -> None:
     _, manifest, _ = small(tmp_path)
     assert Manifest.parse(manifest.encode()) == manifest
+
+
+def test_files_that_are_equal_are_unpacked_side_by_side_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    files = {f"{number:02}.so": bytes(2 << 20) for number in range(12)}
+    layer, entries, packed_at = packed(tmp_path, files)
+    with packed_at.open("rb") as blob:
+        for attempt in range(5):
+            paths = materialise(layer, files=entries, blob=blob, into=tmp_path / str(attempt))
+            assert {path.name: path.read_bytes() for path in paths} == files
+            assert sorted(path.name for path in (tmp_path / str(attempt)).iterdir()) == sorted(files)
+        entries[7] = replace(entries[7], digest=Digest.of(b"another"))
+        with pytest.raises(Corrupt, match=r"07\.so"):
+            materialise(layer, files=entries, blob=blob, into=tmp_path / "damaged")
+    assert not list((tmp_path / "damaged").glob(".*"))
