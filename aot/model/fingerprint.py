@@ -14,10 +14,11 @@ from torch import nn
 from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
 from aot.errors import Unsupported
+from aot.model.attributes import own_attributes
 from aot.model.collector import is_collecting_hook
 from aot.model.functions import name_of, static
 from aot.model.slots import SLOTS, beneath, is_slotted, plain_class
-from aot.model.words import Met, Words, own_attributes, weight_word
+from aot.model.words import Met, Words, weight_word
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _OFFLOADED = "_hf_hook"  # accelerate's hook, which runs around a root's forward

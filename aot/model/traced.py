@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from aot.errors import Unsupported
+from aot.model.attributes import own_attributes
 from aot.model.collector import is_registry, outputs_of
 from aot.model.functions import (
     MINOR,
@@ -29,7 +30,7 @@ from aot.model.functions import (
 )
 from aot.model.slots import beneath_all, plain_class
 from aot.model.tracing import Codes, mentioned, reads
-from aot.model.words import Met, Words, class_name, own_attributes
+from aot.model.words import Met, Words, class_name
 
 # Methods that Python or torch looks up without any code naming them
 _SPECIAL = (

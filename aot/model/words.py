@@ -20,20 +20,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from aot.cache_store.digest import Digest
 from aot.errors import Unsupported
-from aot.model.collector import INSTALLED
+from aot.model.attributes import NOTES, own_attributes
 from aot.model.functions import code_digest, is_named, name_of
 from aot.model.signature import TensorSpec
 
-# Where an object came from, which release wrote it, how its weights were brought: set by loading code, read by no forward
-NOTES = frozenset(
-    {
-        *("lora_scale", "_safe_fusing", "_hf_peft_config_loaded", "peft_config"),  # what was loaded: its layers are in the tree, or gone
-        *("name_or_path", "_name_or_path", "_commit_hash", "transformers_version", "_diffusers_version", "_class_name", "_auto_class"),
-        INSTALLED,
-        *("_use_kernels", "_weight_conversions", "model_type"),  # what from_pretrained of transformers leaves behind
-        *("extra_repr", "_use_default_values", "_is_hf_initialized", "architectures", "_pre_quantization_dtype", "hf_device_map"),
-    }
-)
 PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 _HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by Python code, whose state is all in its attributes
 
@@ -201,20 +191,6 @@ class Words:
         return f"{type(value).__name__}({self.of(value.__func__)})"
 
 
-MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
-
-
-_REGISTRY = "_diffusers_hook"  # where diffusers keeps the hooks of a model; every call of a pipeline leaves an empty one
-
-
-def own_attributes(module: nn.Module) -> dict[str, Any]:
-    """What an instance has of its own beside children, weights and hooks, without notes and a registry of hooks that is empty."""
-    own = {name: value for name, value in vars(module).items() if name not in MODULE_INTERNALS and name not in NOTES}
-    if _REGISTRY in own and not getattr(own[_REGISTRY], "hooks", True):
-        del own[_REGISTRY]
-    return own
-
-
 def class_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
@@ -254,14 +230,18 @@ def _is(name: str, word: str) -> str:
     return f"{name}={word}" if name else word
 
 
+def _ours(value: Any) -> bool:
+    return type(value).__module__.startswith("aot.")
+
+
 def _live(value: Any) -> frozenset[str]:
     """The attributes of a container of ours that graphs take as inputs."""
-    return frozenset(getattr(type(value), "live", ())) if type(value).__module__.startswith("aot.") else frozenset()
+    return frozenset(getattr(type(value), "live", ())) if _ours(value) else frozenset()
 
 
 def _stood_for(value: Any) -> Any:
     """The forward that an object of ours stands for, where somebody else holds on to it: a hook that was added after loading."""
-    return getattr(value, "plain", None) if type(value).__module__.startswith("aot.") else None
+    return getattr(value, "plain", None) if _ours(value) else None
 
 
 def _slots(kind: type) -> list[str]:
