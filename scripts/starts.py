@@ -3,7 +3,7 @@
     python scripts/starts.py [--workers 64] [--json FILE]
 
 Each worker is forked once everything is imported, as gunicorn's are with `preload`, loads PixArt-alpha `tiny` with one thread and serves
-one call of its transformer; counted is its own processor time of that. Builds the artifact if the store has none. What is loaded is
+one call of its transformer; counted is its own processor time of that. Builds the artifact in a store of its own. What is loaded is
 compared with eager in every worker.
 """
 

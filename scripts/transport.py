@@ -214,9 +214,7 @@ def _model(number: int) -> dict[str, str]:
 def many(folder: Path, count: int) -> dict[str, Any]:
     """Listing and resolving in a store of many artifacts, of six models for eighteen GPUs, three torches and every size."""
     store = LocalStore(folder / "many")
-    models = [
-        {"class": f"diffusers.Model{n}", "dtype": "bfloat16", **{k: str(Digest.of(f"{k}{n}".encode())) for k in PARTS}} for n in range(6)
-    ]
+    models = [_model(number) for number in range(6)]
     for number in range(count):
         model, sku, torch = models[number % 6], number // 6 % 18, number // 108 % 3
         parts = {f"component/transformer/{name}": value for name, value in model.items()}

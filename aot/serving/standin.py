@@ -41,7 +41,7 @@ class StandIn:
 
     def traced(self, *args: Any, **kwargs: Any) -> Any:
         """A call of `plain` as every torch's compiler can follow it: 2.11's knows no binding of a function that is not its own."""
-        forward = self._before or static(type(self._module), "forward")
+        forward = static(type(self._module), "forward")
         if self._before is None and isinstance(forward, types.FunctionType):
             return forward(self._module, *args, **kwargs)
         return self.plain(*args, **kwargs)

@@ -16,7 +16,7 @@ from torch import nn
 
 from aot.artifact.facts import of_wish
 from aot.artifact.key import Key
-from aot.building.build import build
+from aot.building.build import Built, build
 from aot.building.plan import Plan
 from aot.building.recorded import make_plan
 from aot.cache_store.layer import materialise
@@ -152,12 +152,16 @@ def test_the_same_build_again_gives_the_same_bytes_and_none_of_this_hosts_paths(
     store, built = crossbuilt("h200")
     again = build(cross_request("h200"), LocalStore(tmp_path / "home"), progress=quiet, environ=os.environ)
     assert again.manifest.layers == built.manifest.layers
-    (layer,) = built.manifest.layers
-    with store.open_blob(layer.digest) as blob:
-        materialise(layer, files=built.manifest.files_of(layer), blob=blob, into=tmp_path / "files")
+    _unpack(store, built, tmp_path / "files")
     for file in (tmp_path / "files").iterdir():
         for path in (str(store.root), str(Path(torch.__file__).parent), str(Path.home())):
             assert path.encode() not in file.read_bytes(), file.name
+
+
+def _unpack(store: LocalStore, built: Built, into: Path) -> None:
+    (layer,) = built.manifest.layers
+    with store.open_blob(layer.digest) as blob:
+        materialise(layer, files=built.manifest.files_of(layer), blob=blob, into=into)
 
 
 # a process on a host with a driver, as far as the linker sees it; every library of a folder is opened, all symbols at once
@@ -173,9 +177,7 @@ for name in sys.argv[1:]:
 def test_a_process_with_a_driver_opens_what_was_built_without_one(crossbuilt: Callable[[str], Artifact], tmp_path: Path) -> None:
     """Every function of the driver that is called must be asked of the driver's library by name, for nothing else loads it."""
     store, built = crossbuilt("h200")
-    (layer,) = built.manifest.layers
-    with store.open_blob(layer.digest) as blob:
-        materialise(layer, files=built.manifest.files_of(layer), blob=blob, into=tmp_path / "files")
+    _unpack(store, built, tmp_path / "files")
     libraries = sorted((tmp_path / "files").glob("*.so"))
     (stub,) = store.root.glob("toolchain/driver-*/libcuda.so")
     (tmp_path / "driver").mkdir()
