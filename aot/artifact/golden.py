@@ -16,6 +16,7 @@ from torch import nn
 from aot.artifact.book import Book, GraphEntry
 from aot.artifact.cudagraph import Run
 from aot.cache_store.canonical import decode, encode
+from aot.model.casting import called_with
 from aot.model.signature import TensorSpec
 from aot.model.wrapped import assemblies, put_together
 from aot.model.writes import Results
@@ -61,7 +62,7 @@ class Golden:
 def eager(module: nn.Module, names: list[str], entry: GraphEntry, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     """What the module itself answers to a graph's inputs: the weights of those names, then the call's tensors."""
     args, kwargs = entry.signature.call(tensors[len(names) :])
-    returned = torch.func.functional_call(module, put_together(names, tensors, assemblies(module)), args, kwargs)
+    returned = called_with(module, put_together(names, tensors, assemblies(module)), args, kwargs)
     return Results.of(returned, (args, kwargs), entry.signature.form, tensors[len(names) :]).tensors
 
 
@@ -78,10 +79,12 @@ def noise(spec: TensorSpec, number: int, *, weight: bool, device: str | None = N
     dtype is none of floats.
 
     A weight is scaled as at initialisation, so that what passes through a deep model neither vanishes nor overflows; one of
-    a single dimension may be a norm's, and is around a half.
+    a single dimension may be a norm's, and is around a half. One of bytes is small numbers in whatever format of GGUF's.
     """
     dtype: torch.dtype = getattr(torch, spec.dtype)
-    if not dtype.is_floating_point:
+    if weight and dtype == torch.uint8:  # packed: read as half-precision scales, no byte of these is negative or above 0.01
+        flat = (_period().roll(_STEP * number).repeat(-(-spec.span // _PERIOD))[: spec.span] * 8 + 16).clamp(0, 31)
+    elif not dtype.is_floating_point:
         flat = torch.ones(spec.span, dtype=dtype)
     else:
         flat = _period().roll(_STEP * number).repeat(-(-spec.span // _PERIOD))[: spec.span]

@@ -19,7 +19,7 @@ from aot.machine.device import Device
 from aot.machine.target import Target
 from aot.model.axes import Axes, alike
 from aot.model.blocks import share
-from aot.model.capture import Call
+from aot.model.capture import Call, dtype_of
 from aot.model.fingerprint import Fingerprint
 from aot.model.ip_adapter import live_scale
 from aot.model.memory_format import to_channels_last
@@ -145,13 +145,20 @@ def _room(module: nn.Module) -> int:
     return sum(map(is_slotted, module.modules()))
 
 
-def units_of(calls: Iterable[Call], kind_of: _KindOf) -> list[Unit]:
-    """One for each kind and signature: of the blocks that a call comes to, or of the component itself."""
+def units_of(calls: Iterable[Call], kind_of: _KindOf, modules: Mapping[str, nn.Module]) -> list[Unit]:
+    """One for each kind and signature: of the blocks that a call comes to, or of the component itself, of `modules`."""
     grouped: dict[tuple[str, Digest, Signature, torch.dtype], dict[str, None]] = {}
     for call in calls:
         for path, signature in [(block.path, block.signature) for block in call.blocks] or [("", call.signature)]:
-            grouped.setdefault((call.component, kind_of(call.component, path), signature, call.dtype), {})[path] = None
+            dtype = _dtype(modules[call.component], path, call.dtype)
+            grouped.setdefault((call.component, kind_of(call.component, path), signature, dtype), {})[path] = None
     return [Unit(name, tuple(paths), kind, signature, dtype) for (name, kind, signature, dtype), paths in grouped.items()]
+
+
+def _dtype(module: nn.Module, path: str, called: torch.dtype) -> torch.dtype:
+    """That of the first weight of a block, in a component that is `called` in a dtype: its own, unless the component was brought to
+    another for the call. Some weights of a model are kept in float32, or stored in eight bits."""
+    return dtype_of(module.get_submodule(path)) if path and called == dtype_of(module) else called
 
 
 def by_layout(units: Iterable[Unit], *, copies: bool) -> list[Unit]:

@@ -57,7 +57,7 @@ def plan_recorded(record: Record, request: Compilation, device: Device, *, weigh
     slots = _put_slots(modules, request, device)
     fingerprints = {path: fingerprint_of(module, device, path) for path, module in modules.items()}
     kinds, kind_of = kinds_of(modules, fingerprints, blocks, device, unread)
-    units = by_layout(units_of(calls, kind_of), copies=not request.options.dynamic)
+    units = by_layout(units_of(calls, kind_of, modules), copies=not request.options.dynamic)
     if request.options.dynamic:
         units = along_axes(units)
     check_slots(units, slots)

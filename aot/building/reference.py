@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,8 +16,10 @@ from aot.building.plan import Plan
 from aot.errors import first_line
 from aot.machine.device import Device
 from aot.model.capture import in_dtype
+from aot.model.casting import called_with, casts
 from aot.model.twin import twin
 from aot.model.weights import LiveWeights
+from aot.model.wrapped import is_packed
 
 _MOST_FLOP = 2e12  # of all graphs: about a minute of a build host. FLUX.1-dev's two blocks and decoder at 1024x1024 take 5e12
 _SPARE = 2 << 30  # bytes of memory left to others
@@ -28,7 +29,7 @@ def reference(plan: Plan, book: Book, device: Device) -> Golden | str:
     """What each graph of `book` has to answer to its golden inputs, by the plan's own modules; or why that is not known.
 
     Half precisions are computed in float32 from the very inputs that the device will have, so the error of a graph against
-    these is its own rounding, not twice that.
+    these is its own rounding, not twice that. What chooses its own dtype computes in that one.
     """
     runs: dict[str, Callable[[list[torch.Tensor]], list[torch.Tensor]]] = {}
     flop = 0
@@ -52,7 +53,14 @@ def reference(plan: Plan, book: Book, device: Device) -> Golden | str:
 
 
 def _eager(module: nn.Module, names: list[str], entry: GraphEntry, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    return eager(module, names, entry, [tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors])
+    if not _chooses_dtype(module):
+        tensors = [tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors]
+    return eager(module, names, entry, tensors)
+
+
+def _chooses_dtype(module: nn.Module) -> bool:
+    """Whether some of it computes in a dtype of its own choice, whatever it is given."""
+    return bool(casts(module)) or any(map(is_packed, module.parameters()))
 
 
 def _too_large(module: nn.Module, names: list[str]) -> str:
@@ -69,8 +77,9 @@ def _flop(module: nn.Module, entry: GraphEntry, device: Device) -> int:
     """The floating-point operations of its call."""
     with device.tensors(), torch.no_grad():
         args, kwargs = entry.signature.call(entry.signature.zeros())
+        ran = twin(module)
         with FlopCounterMode(display=False) as counted:
-            cast(Any, twin(module))(*args, **kwargs)
+            called_with(ran, {}, args, kwargs)
     return int(counted.get_total_flops())
 
 

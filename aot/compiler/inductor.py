@@ -24,6 +24,7 @@ from aot.compiler.mutation import mutates
 from aot.compiler.sizes import along, guards, promise
 from aot.errors import BuildFailed, Unsupported, first_line
 from aot.model.axes import Axes
+from aot.model.casting import called_with
 from aot.model.formula import Formula
 from aot.model.signature import Form, Signature
 from aot.model.traced import TracedCode
@@ -77,7 +78,7 @@ class _WeightsAsInputs(nn.Module):
 
     def forward(self, weights: list[torch.Tensor], tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         args, kwargs = self.signature.call(tensors)
-        returned = torch.func.functional_call(self.module, put_together(self.names, weights, self.wrapped), args, kwargs)
+        returned = called_with(self.module, put_together(self.names, weights, self.wrapped), args, kwargs)
         return self.returned.take(returned, (args, kwargs), self.signature, tensors)
 
 

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # checked on torch 2.11.0, 2.13.0 and 2.15.0
 
+from aot.model.casting import called_with
 from aot.model.signature import Convention, Form, Signature, TensorSpec
 from aot.model.twin import twin
+from aot.model.wrapped import with_parts
 from aot.model.writes import Results, give_back
 
 
@@ -97,17 +99,19 @@ def fake_run(
     """
     fake = fakes or FakeTensorMode(allow_non_fake_inputs=True)
     ran = twin(module)
-    weights: dict[str, torch.Tensor] = {
-        name: tensor if isinstance(tensor, FakeTensor) else fake.from_tensor(tensor)
-        for name, tensor in [*ran.named_parameters(), *ran.named_buffers()]
-    }
-    given: list[torch.Tensor] = [tensor if isinstance(tensor, FakeTensor) else fake.from_tensor(tensor) for tensor in tensors]
+
+    def faked(tensor: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = tensor if isinstance(tensor, FakeTensor) else fake.from_tensor(tensor)
+        return made
+
+    weights = {name: with_parts(tensor, faked) for name, tensor in [*ran.named_parameters(), *ran.named_buffers()]}
+    given = [faked(tensor) for tensor in tensors]
     args, kwargs = signature.call(given)
     seen: list[BlockCall] = []
     for path in blocks:
         _watch(ran.get_submodule(path), path, seen)
     with torch.no_grad(), fake:
-        returned = torch.func.functional_call(ran, weights, args, kwargs)
+        returned = called_with(ran, weights, args, kwargs)
     results = Results.of(returned, (args, kwargs), signature.form, given)
     return FakeRun(results.returned, results.writes, tuple(map(TensorSpec.of, results.tensors)), tuple(seen))
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import nn
 
 from aot.model.signature import TensorSpec
 from aot.model.twin import twin
-from aot.model.wrapped import with_parts
+from aot.model.wrapped import is_packed, with_parts
 
 _Replaced: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
@@ -45,8 +45,15 @@ def replace_weights(module: nn.Module, of_parameter: _Replaced, of_buffer: _Repl
         for name, weight in child._parameters.items():
             if weight is not None:
                 if id(weight) not in replaced:
-                    replaced[id(weight)] = nn.Parameter(with_parts(weight, of_parameter), requires_grad=weight.requires_grad)
+                    replaced[id(weight)] = _parameter(with_parts(weight, of_parameter), requires_grad=weight.requires_grad)
                 child._parameters[name] = replaced[id(weight)]
         for name, buffer in child._buffers.items():
             if buffer is not None:
                 child._buffers[name] = with_parts(buffer, of_buffer)
+
+
+def _parameter(tensor: torch.Tensor, *, requires_grad: bool) -> nn.Parameter:
+    made = nn.Parameter(tensor, requires_grad=requires_grad)
+    if is_packed(tensor) and not is_packed(made):  # a fake's note, which stays with the one that was given
+        return cast(nn.Parameter, with_parts(tensor, lambda _: made))
+    return made

@@ -147,7 +147,7 @@ class Recorder:
             for name, weight in module.named_parameters():
                 try:
                     weight_word(weight, fakes=True)
-                except Unsupported as error:  # GGUF's, bitsandbytes': a run on fakes would lose what they are
+                except Unsupported as error:  # bitsandbytes': a run on fakes would lose what they are
                     raise Unsupported(f"weight {name}: {error.message}") from error
             self._runs[key] = self._through(lambda: fake_run(module, signature, tensors))
         return self._runs[key]

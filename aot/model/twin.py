@@ -8,6 +8,8 @@ from typing import TypeVar
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes  # a private name, checked on torch 2.14.1
 
+from aot.model.casting import put_on, take_off
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -19,4 +21,6 @@ def twin(module: M) -> M:
     """
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     with _disable_current_modes():  # a copy of what has data has data, whatever is being traced around
-        return deepcopy(module, shared)
+        copied = deepcopy(module, shared)
+    put_on(copied, take_off(copied))
+    return copied

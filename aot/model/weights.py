@@ -16,7 +16,7 @@ from aot.cache_store.digest import Digest
 from aot.model.signature import TensorSpec
 from aot.model.slots import beneath_all, has_adapters, is_slot
 from aot.model.words import PLAIN_TENSORS, class_name
-from aot.model.wrapped import INNER, Assembly, named_parts
+from aot.model.wrapped import INNER, Assembly, getter, named_parts
 
 _ALIGNED = 16  # bytes: what Triton's kernels take for granted of every pointer
 
@@ -47,7 +47,7 @@ class LiveWeights:
         self._owners: list[dict[str, Any]] = [owned for owned, _ in places]
         self._keys = [key for _, key in places]
         within = [(place, name.partition(INNER)[2]) for place, name in enumerate(self.names)]
-        self._inner = [(place, attrgetter(path)) for place, path in within if path]
+        self._inner = [(place, getter(path)) for place, path in within if path]
         once = {self.names[place].partition(INNER)[0]: place for place, _ in self._inner}  # a weight is looked at once, not by part
         self._wrapped = [(place, Assembly.of(self._owners[place].get(self._keys[place]))) for place in once.values()]
 

@@ -23,6 +23,7 @@ from aot.errors import Unsupported
 from aot.model.attributes import NOTES, own_attributes
 from aot.model.functions import code_digest, is_named, name_of
 from aot.model.signature import TensorSpec
+from aot.model.wrapped import PACKED, inner, is_packed, is_wrapped, taken_apart
 
 PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 _HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by Python code, whose state is all in its attributes
@@ -201,7 +202,7 @@ def weight_word(tensor: torch.Tensor, *, fakes: bool = False) -> str:
     `fakes`: the tensors may be those of a device that is absent.
     """
     kind = type(tensor)
-    if kind not in PLAIN_TENSORS and not (fakes and isinstance(tensor, FakeTensor)):
+    if is_packed(tensor) or (kind not in PLAIN_TENSORS and not (fakes and isinstance(tensor, FakeTensor))):
         return _subclass_word(tensor, fakes=fakes)
     if tensor.layout is not torch.strided:
         raise Unsupported(f"a weight is {str(tensor.layout).removeprefix('torch.')}, and graphs take strided ones.")
@@ -212,12 +213,12 @@ def weight_word(tensor: torch.Tensor, *, fakes: bool = False) -> str:
 
 def _subclass_word(tensor: torch.Tensor, *, fakes: bool) -> str:
     """A tensor of another class by its inner tensors and its context, which is how torch's compiler takes it apart."""
-    kind = class_name(type(tensor))
-    if not hasattr(tensor, "__tensor_flatten__"):
+    kind = PACKED if is_packed(tensor) else class_name(type(tensor))
+    if not is_wrapped(tensor):
         raise Unsupported(f"a weight is a {kind}, which graphs do not take.")
-    names, context = tensor.__tensor_flatten__()
-    inner = ",".join(f"{name}:{weight_word(getattr(tensor, name), fakes=fakes)}" for name in names)
-    return f"{kind}({Words().of(context)}){{{inner}}}"
+    names, context = taken_apart(tensor)
+    within = ",".join(f"{name}:{weight_word(inner(tensor, name), fakes=fakes)}" for name in names)
+    return f"{kind}({Words().of(context)}){{{within}}}"
 
 
 def _numpy(value: Any) -> str:

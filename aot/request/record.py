@@ -14,9 +14,11 @@ from typing import Any, Self
 from torch import nn
 
 from aot.errors import BadInput
+from aot.model.casting import put_on, take_off
 from aot.model.collector import note_outputs
 from aot.model.hollow import hollow
 from aot.model.recorder import RecordedCall, Recorder, roots_of
+from aot.model.wrapped import Pickler
 from aot.request.saved import Saved, save
 
 
@@ -83,9 +85,10 @@ class Record:
         Raises BadInput for a module that no other process could have: one of a class or function made in a session.
         """
         modules = {name: hollow(module) for name, module in self.modules.items()}
+        cast = {name: take_off(module) for name, module in modules.items()}
         try:
             with path.open("wb") as file:
-                pickle.dump(Record(self.name, modules, self.calls, self.left), file)
+                Pickler(file).dump((Record(self.name, modules, self.calls, self.left), cast))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise BadInput(
                 f"{self.name} cannot be built in another process: {error}",
@@ -96,8 +99,10 @@ class Record:
     def unpack(cls, path: Path) -> Self:
         """What `pack` wrote. Runs code that the file names: never one that comes from elsewhere."""
         with path.open("rb") as file:
-            found: Self = pickle.load(file)  # noqa: S301
-        for module in found.modules.values():
+            found: Self
+            found, cast = pickle.load(file)  # noqa: S301
+        for name, module in found.modules.items():
+            put_on(module, cast[name])
             note_outputs(module)
         return found
 

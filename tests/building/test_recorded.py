@@ -162,3 +162,26 @@ def test_a_weight_in_two_places_is_one_on_a_simulated_gpu_too() -> None:
         to_fake(module, new_mode())
     assert module[1].weight is module[0].weight
     assert Fingerprint.of(module, fakes=True).essence == plain.essence
+
+
+class Mixed(nn.Module):
+    """Some of its weights are kept in float32, as those that embed patches often are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.blocks = nn.Linear(8, 8), nn.ModuleList([Block(0), Block(0)]).to(torch.bfloat16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x).to(torch.bfloat16)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_blocks_are_compiled_in_their_own_dtype_and_not_in_that_of_the_components_first_weight() -> None:
+    module = Mixed()
+    with record(module, name="mixed") as found, torch.no_grad():
+        module(torch.ones(2, 8))
+    request = Recorded(name="mixed", gpu="cpu", options=Options(), scope="regional", cache_layer=False)
+    (unit,) = plan_recorded(found, request, Device.of("cpu")).units
+    assert (unit.paths, unit.dtype) == (("blocks.0", "blocks.1"), torch.bfloat16)

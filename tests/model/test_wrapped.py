@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
+from diffusers.hooks import apply_layerwise_casting
+from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter, dequantize_gguf_tensor
 from packaging.version import Version
 from torch import nn
 from torchao import quantization
@@ -19,17 +24,49 @@ from aot.model.hollow import hollow
 from aot.model.weights import LiveWeights
 from aot.model.wrapped import Assembly, assemblies, is_wrapped, named_parts, parts, put_together, with_parts
 
-SCHEMES: dict[str, tuple[Any, float]] = {  # and what a graph may differ from its own eager by
-    "int8 weights": (quantization.Int8WeightOnlyConfig, 1e-5),
-    "float8 weights": (quantization.Float8WeightOnlyConfig, 1e-5),
-    "int8 weights and activations": (quantization.Int8DynamicActivationInt8WeightConfig, 1e-2),
+
+def _torchao(kind: Any) -> Callable[[nn.Module], Any]:
+    return lambda module: quantization.quantize_(module, kind())
+
+
+def _gguf(name: str) -> Callable[[nn.Module], None]:
+    """As diffusers loads a file of llama.cpp's: linear layers whose weights are bytes in one of its formats."""
+
+    def quantise(module: nn.Module) -> None:
+        kind = getattr(gguf.GGMLQuantizationType, name)
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        for path, linear in [found for found in module.named_children() if isinstance(found[1], nn.Linear)]:
+            made = GGUFLinear(linear.in_features, linear.out_features, True, compute_dtype=torch.float32)
+            packed = gguf.quants.quantize(linear.weight.numpy(), kind) if name == "Q8_0" else None
+            shape = linear.out_features, linear.in_features // block * size
+            data = torch.from_numpy(packed) if packed is not None else torch.randint(0, 32, shape, dtype=torch.uint8)
+            made.weight, made.bias = GGUFParameter(data, quant_type=kind), linear.bias
+            module.add_module(path, made.requires_grad_(False))
+
+    return quantise
+
+
+def _cast(module: nn.Module) -> None:
+    apply_layerwise_casting(module, torch.float8_e4m3fn, torch.float32, skip_modules_pattern=())
+
+
+SCHEMES: dict[str, tuple[Callable[[nn.Module], Any], float]] = {  # and what a graph may differ from its own eager by
+    "int8 weights": (_torchao(quantization.Int8WeightOnlyConfig), 1e-5),
+    "float8 weights": (_torchao(quantization.Float8WeightOnlyConfig), 1e-5),
+    "int8 weights and activations": (_torchao(quantization.Int8DynamicActivationInt8WeightConfig), 1e-2),
+    "4 bit weights": (_torchao(partial(quantization.IntxWeightOnlyConfig, torch.int4)), 1e-5),
+    "GGUF Q8_0": (_gguf("Q8_0"), 1e-2),
+    "layerwise casting": (_cast, 1e-5),
 }
+ALSO = {f"GGUF {name}": (_gguf(name), 1e-2) for name in ("Q4_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")}  # where time is
+WRAPPED = [scheme for scheme in SCHEMES if scheme != "layerwise casting"]
+FLOAT8 = ("float8 weights", "layerwise casting")
 
 
 class Mlp(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.act, self.last = nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64)
+        self.first, self.act, self.last = nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.last(self.act(self.first(x)))
@@ -38,26 +75,31 @@ class Mlp(nn.Module):
 def _quantised(scheme: str = "int8 weights") -> Mlp:
     torch.manual_seed(0)
     module = Mlp().eval().requires_grad_(False)
-    quantization.quantize_(module, SCHEMES[scheme][0]())
+    (SCHEMES | ALSO)[scheme][0](module)
     return module
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+def _plain(weight: torch.Tensor) -> torch.Tensor:
+    """What it stands for."""
+    return dequantize_gguf_tensor(weight).float() if isinstance(weight, GGUFParameter) else weight.dequantize()
+
+
+@pytest.mark.parametrize("scheme", WRAPPED)
 def test_a_weight_is_put_together_of_the_tensors_within_it(scheme: str) -> None:
     weight = _quantised(scheme).first.weight
     assert is_wrapped(weight)
     assert not is_wrapped(torch.ones(2))
     inner = list(parts(weight))
-    assert len(inner) >= 2
+    assert len(inner) >= (1 if isinstance(weight, GGUFParameter) else 2)
     assert all(type(tensor) in (torch.Tensor, nn.Parameter) for _, tensor in inner)
     again = with_parts(weight, torch.clone)
     assert type(again) is type(weight)
-    assert torch.equal(again.dequantize(), weight.dequantize())
+    assert torch.equal(_plain(again), _plain(weight))
     assembly = Assembly.of(weight)
     assert assembly is not None
     assert assembly.same(weight)
     assert assembly.same(again)
-    assert not assembly.same(torch.ones(128, 64))
+    assert not assembly.same(torch.ones(512, 256))
     assert [name for name, _ in named_parts("first.weight", weight)] == [f"first.weight!{path}" for path, _ in inner]
 
 
@@ -70,7 +112,7 @@ def test_live_weights_are_the_tensors_within_and_nowhere_once_a_weight_is_wrappe
     assert all(not is_wrapped(tensor) for tensor in tensors)
     made = put_together(live.names, tensors, assemblies(module))
     assert torch.equal(made["last.weight"].dequantize(), module.last.weight.dequantize())
-    module.last.weight = nn.Parameter(torch.ones(64, 128), requires_grad=False)
+    module.last.weight = nn.Parameter(torch.ones(256, 512), requires_grad=False)
     assert live.tensors() is None
     assert LiveWeights(_quantised(), live.names).tensors() is not None
     assert LiveWeights(_quantised("float8 weights"), live.names).tensors() is None
@@ -89,10 +131,10 @@ def test_a_hollow_copy_is_of_the_same_identity_and_has_no_memory() -> None:
 def test_a_quantised_model_is_built_where_it_is_and_served_as_its_own_eager(
     scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if scheme == "float8 weights" and Version(torch.__version__) < Version("2.13"):
+    if scheme in FLOAT8 and Version(torch.__version__) < Version("2.13"):
         pytest.skip("torch 2.11 makes C++ of float8 that does not compile; the build says so")
     monkeypatch.setenv("AOT_HOME", str(tmp_path / "home"))
-    module, plain, x = _quantised(scheme), Mlp().eval().requires_grad_(False), torch.randn(4, 64)
+    module, plain, x = _quantised(scheme), Mlp().eval().requires_grad_(False), torch.randn(4, 256)
     with torch.no_grad():
         expected = module(x)
         aot.build(module, lambda module: module(x), gpu="cpu", name="mlp", scope="whole")
@@ -107,13 +149,13 @@ def test_a_quantised_model_is_built_where_it_is_and_served_as_its_own_eager(
     hit, found = served(other)
     assert hit
     assert compare(found, expected).relative_l2 <= SCHEMES[scheme][1]
-    before = sum(aot.stats()[-1]["hits"].values())
-    other.last.weight = nn.Parameter(other.last.weight.dequantize(), requires_grad=False)  # no more what was built
+    weight = other.last.weight  # from here on no more what was built
+    other.last.weight = nn.Parameter(_plain(weight) if scheme in WRAPPED else weight.to(torch.float8_e5m2), requires_grad=False)
     with torch.no_grad():
         changed = other(x)
+        assert sum(aot.stats()[-1]["hits"].values()) == 1
         aot.restore(other)
         assert compare(changed, other(x)).relative_l2 <= 1e-6
-    assert before == 1
     aot.compile(plain, on_miss="eager")
     assert not served(plain)[0]
     aot.restore(plain)
@@ -135,19 +177,19 @@ def test_weights_of_a_class_that_nothing_takes_apart_are_refused_by_name() -> No
     module = Mlp().eval().requires_grad_(False)
     module.last.weight = Packed(module.last.weight)
     with aot.record(module, name="mlp") as found, torch.no_grad():
-        module(torch.ones(1, 64))
+        module(torch.ones(1, 256))
     assert list(found.left) == ["module"]
     assert "weight last.weight: a weight is a tests.model.test_wrapped.Packed, which graphs do not take" in found.left["module"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gpu", ["h200", "rtx-4090", "rtx-pro-6000-server"])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [*SCHEMES, "GGUF Q4_K"])
 def test_quantised_weights_are_built_for_a_gpu_that_is_absent(
     scheme: str, gpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AOT_HOME", str(tmp_path / "home"))
     with torch.no_grad():
-        built = aot.build(_quantised(scheme), lambda module: module(torch.ones(64, 64)), gpu=gpu, name="mlp", scope="whole")
+        built = aot.build(_quantised(scheme), lambda module: module(torch.ones(64, 256)), gpu=gpu, name="mlp", scope="whole")
     (cubins,) = built.manifest.measured["cubins"].values()
     assert list(cubins) == [str(find_sku(gpu).architecture)]
