@@ -23,15 +23,20 @@ SLOTS = ("slot_a", "slot_b")
 Slotted: TypeAlias = Sequence[tuple[str, TensorSpec]]  # by name, A and B of each layer in turn
 
 
-class SlottedLinear(nn.Linear):
-    """`slot_a` [rank, in], `slot_b` [out, rank]."""
+class _Slotted(nn.Module):
+    """`slot_a` [rank, in], `slot_b` [out, rank], beside what a linear layer computes."""
 
     slot_a: torch.Tensor
     slot_b: torch.Tensor
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         low = nn.functional.linear(nn.functional.linear(input, self.slot_a), self.slot_b)
-        return super().forward(input) + low
+        own: torch.Tensor = super().forward(input)
+        return own + low
+
+
+class SlottedLinear(_Slotted, nn.Linear):
+    """Of torch's own."""
 
 
 class SlottedConv2d(nn.Conv2d):
@@ -47,6 +52,19 @@ class SlottedConv2d(nn.Conv2d):
 
 _SLOTTED: dict[type, Any] = {nn.Linear: SlottedLinear, nn.Conv2d: SlottedConv2d}
 _PLAIN: dict[type, type] = {slotted: plain for plain, slotted in _SLOTTED.items()}
+_GGUF = ("diffusers.quantizers.gguf.utils", "GGUFLinear")
+
+
+def _is_gguf(kind: type) -> bool:
+    return (kind.__module__, kind.__qualname__) == _GGUF
+
+
+def _slotted(kind: type) -> Any:
+    """That class with a slot. GGUF's is made when one is met: its module needs a package that not everybody has."""
+    if kind not in _SLOTTED and _is_gguf(kind):
+        made = type(f"Slotted{kind.__name__}", (_Slotted, kind), {"__module__": __name__})
+        _SLOTTED[kind], _PLAIN[made] = made, kind
+    return _SLOTTED[kind]
 
 
 def plain_class(kind: type) -> type:
@@ -63,20 +81,20 @@ def is_slot(name: str) -> bool:
     return name.rpartition(".")[2] in SLOTS
 
 
-def slot_specs(layer: nn.Module, rank: int) -> tuple[TensorSpec, TensorSpec] | None:
+def slot_specs(layer: Any, rank: int) -> tuple[TensorSpec, TensorSpec] | None:
     """The tensors A and B of a layer's slot; None for a layer that can have none."""
     a: tuple[int, ...]
     b: tuple[int, ...]
-    if type(layer) is nn.Linear:
+    if type(layer) is nn.Linear or _is_gguf(type(layer)):
         a, b = (rank, layer.in_features), (layer.out_features, rank)
     elif type(layer) is nn.Conv2d and layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros":
         a, b = (rank, layer.in_channels, *layer.kernel_size), (layer.out_channels, rank, 1, 1)
     else:
         return None
-    weight = layer.weight
-    if not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:  # stored so, and cast at each call: of no dtype to compute in
+    computed: torch.dtype = layer.compute_dtype if _is_gguf(type(layer)) else layer.weight.dtype
+    if not computed.is_floating_point or computed.itemsize < 2:  # stored so, and cast at each call: of no dtype to compute in
         return None
-    dtype, device = str(weight.dtype).removeprefix("torch."), weight.device.type
+    dtype, device = str(computed).removeprefix("torch."), layer.weight.device.type
     of_a, of_b = (TensorSpec(shape, torch.empty(shape, device="meta").stride(), dtype, device) for shape in (a, b))
     return of_a, of_b
 
@@ -133,7 +151,7 @@ def slotted_twin(module: nn.Module, slots: Slotted) -> nn.Module:
 
 
 def _put(layer: nn.Module, tensors: list[torch.Tensor]) -> None:
-    layer.__class__ = _SLOTTED[type(layer)]
+    layer.__class__ = _slotted(type(layer))
     for name, tensor in zip(SLOTS, tensors, strict=True):
         layer.register_buffer(name, tensor, persistent=False)
 

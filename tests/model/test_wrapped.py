@@ -21,6 +21,7 @@ from aot.artifact.certificate import compare
 from aot.machine.sku import find_sku
 from aot.model.fingerprint import Fingerprint
 from aot.model.hollow import hollow
+from aot.model.slots import put_slots
 from aot.model.weights import LiveWeights
 from aot.model.wrapped import Assembly, assemblies, is_wrapped, named_parts, parts, put_together, with_parts
 
@@ -124,6 +125,20 @@ def test_a_hollow_copy_is_of_the_same_identity_and_has_no_memory() -> None:
     assert {tensor.device.type for _, tensor in parts(found.first.weight)} == {"meta"}
     assert {tensor.device.type for _, tensor in parts(module.first.weight)} == {"cpu"}
     assert Fingerprint.of(found).digest != Fingerprint.of(Mlp()).digest
+
+
+def test_layers_of_gguf_have_room_for_adapters_in_the_dtype_that_they_compute_in() -> None:
+    module, x = _quantised("GGUF Q8_0"), torch.randn(4, 256)
+    plain, identity = module(x), Fingerprint.of(module).digest
+    assert put_slots(module, 4, ("all",), lambda spec, _: torch.full(spec.shape, 0.01, dtype=getattr(torch, spec.dtype))) == [
+        "first",
+        "last",
+    ]
+    assert Fingerprint.of(module).digest == identity
+    first, last = module.first, module.last
+    hidden = module.act(GGUFLinear.forward(first, x) + x @ first.slot_a.T @ first.slot_b.T)
+    expected = x + GGUFLinear.forward(last, hidden) + hidden @ last.slot_a.T @ last.slot_b.T
+    assert compare(module(x), expected).relative_l2 <= 1e-6 < compare(plain, expected).relative_l2
 
 
 @pytest.mark.compiles
