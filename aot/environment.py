@@ -5,3 +5,4 @@ INDUCTOR_DIRECTORY = "TORCHINDUCTOR_CACHE_DIR"  # where Inductor keeps what it c
 SIGNING_KEY = "AOT_SIGNING_KEY"  # a file: the ed25519 key that signs beside the machine's own
 RUN = "AOT_RUN"  # set by `aot run`: the folder that a served program leaves its proof in, and finds what was asked for
 WATCH = "AOT_WATCH"  # set by `aot record`: the folder that a watched program leaves its Records in
+BUILD_CPUS = "AOT_BUILD_CPUS"  # how many processors a build uses at once, where that is fewer than it may

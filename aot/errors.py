@@ -91,6 +91,7 @@ EXIT_CODES: dict[type[CodedError], int] = {
     StoreError: 8,
     CodedError: 1,
 }
+INCOMPLETE = 13  # some of a matrix' cells failed; those that are finished are in the store
 INTERRUPTED = 130
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from aot.building.reference import reference
 from aot.cache_store.digest import Digest
 from aot.compiler.cubin import architectures
 from aot.compiler.inductor import Configuration, Traced, check_options, compile_graph, jit, prepare_forks
-from aot.compiler.parallel import in_forks
+from aot.compiler.parallel import cpus, in_forks
 from aot.compiler.process import Parent
 from aot.compiler.stage import Stage, stage
 from aot.environment import INDUCTOR_DIRECTORY
@@ -93,7 +94,14 @@ def _compile_on(device: Device, planned: Planned, request: Compilation, director
     (directory / FILE).write_bytes(book.encode())
     if isinstance(golden, Golden):
         (directory / GOLDEN).write_bytes(golden.encode())
+    measured["peak_memory"] = _peak_memory()
     parent.tell("done", measured=measured, certificate=certificate)
+
+
+def _peak_memory() -> int:
+    """Bytes that this process and as many of its forks as run at once took at most."""
+    own, forks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return 1024 * (int(own) + cpus() * int(forks))
 
 
 def _checked(
@@ -178,7 +186,7 @@ def _compile_round(
 ) -> list[_Compiled]:
     """Compile these, several at once: in forks, which a real GPU's context does not survive."""
     work = [partial(_compile_unit, plan, request, device, unit, directory / file) for unit, file in zip(units, files, strict=True)]
-    at_once = len(os.sched_getaffinity(0)) if device.simulated or device.type == CPU else 1
+    at_once = cpus() if device.simulated or device.type == CPU else 1
     if device.type == CPU and min(at_once, len(work)) > 1:
         prepare_forks()
     found: dict[int, _Compiled] = {}

@@ -50,18 +50,28 @@ def interpreter(torch: str, root: Path, *, progress: Progress, environ: Mapping[
     if torch == Version(version("torch")).public:
         return Interpreter()
     wanted = _requirements(torch)
-    python = f"python-{sys.version_info.major}.{sys.version_info.minor}"
-    name = f"torch-{torch}-{python}-{sha256(' '.join(wanted).encode()).hexdigest()[:8]}"
-    home = root / "environments" / name
+    home = _home(torch, wanted, root)
     open_root(root)
     home.parent.mkdir(mode=0o700, exist_ok=True)
-    with FileLock(home.parent / f"{name}.lock"):
+    with FileLock(home.parent / f"{home.name}.lock"):
         if not (home / "complete").exists():
             with stage(progress, f"make an environment with torch {torch}, kept for further builds"):
                 _make(home, wanted, torch=torch, uv=_uv(environ), environ=environ)
         packages = str(next(home.glob("lib/python3*/site-packages")))
         own = _link(home / "own")
     return Interpreter(str(home / "bin" / "python"), (packages,), (("PYTHONPATH", str(own)), ("VIRTUAL_ENV", str(home))))
+
+
+def is_ready(torch: str, root: Path) -> bool:
+    """Whether `interpreter` would have nothing to make for this version. Raises BadInput for one that is not supported."""
+    torch = _version(torch)
+    return torch == Version(version("torch")).public or (_home(torch, _requirements(torch), root) / "complete").exists()
+
+
+def _home(torch: str, wanted: list[str], root: Path) -> Path:
+    """Where the environment is kept: by everything that is installed into it."""
+    python = f"python-{sys.version_info.major}.{sys.version_info.minor}"
+    return root / "environments" / f"torch-{torch}-{python}-{sha256(' '.join(wanted).encode()).hexdigest()[:8]}"
 
 
 def _version(text: str) -> str:

@@ -6,17 +6,27 @@ import ctypes
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from aot.cache_store.errors import CodedError
-from aot.errors import BuildFailed
+from aot.environment import BUILD_CPUS
+from aot.errors import BadInput, BuildFailed
 
 T = TypeVar("T")
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def cpus(environ: Mapping[str, str] = os.environ) -> int:
+    """How many compilations may run at once: as many as there are processors for this process, or as its user says."""
+    here = len(os.sched_getaffinity(0))
+    given = environ.get(BUILD_CPUS, "")
+    if given and not (given.isdecimal() and int(given)):
+        raise BadInput(f"{BUILD_CPUS}={given!r} is not a number of processors.", remedy=f"{BUILD_CPUS}=1, or unset it.")
+    return min(here, int(given)) if given else here
 
 
 def in_forks(work: Sequence[Callable[[], T]], *, at_once: int, begun: Callable[[int], None] = lambda _: None) -> Iterator[tuple[int, T]]:
