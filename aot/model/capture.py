@@ -57,16 +57,22 @@ def component(pipeline: Any, path: str) -> nn.Module:
 
 @contextmanager
 def in_dtype(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Within, the floating weights of `module` are of `dtype`; the way back loses nothing where that one is the wider."""
-    before = dtype_of(module)
-    if before == dtype:
+    """Within, the floating weights of `module` are of `dtype`; afterwards they are the very ones that they were before."""
+    if dtype_of(module) == dtype:
         yield
         return
+    owned: list[dict[str, Any]] = [own for child in module.modules() for own in (child._parameters, child._buffers)]
+    kept = [(own, dict(own)) for own in owned]
+    numbers = [(weight, weight.data) for _, weights in kept for weight in weights.values() if isinstance(weight, nn.Parameter)]
     module.to(dtype=dtype)
     try:
         yield
     finally:
-        module.to(dtype=before)
+        for own, weights in kept:
+            own.update(weights)
+        for weight, data in numbers:
+            if weight.dtype != data.dtype:
+                weight.data = data
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:

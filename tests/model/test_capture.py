@@ -1,10 +1,12 @@
 import pytest
 import torch
+from torch import nn
 
 from aot.building.graphs import _Compiled, _left
 from aot.building.plan import Unit
 from aot.building.recorded import make_plan
 from aot.compiler.inductor import Traced
+from aot.model.capture import in_dtype
 from aot.model.traced import TracedCode
 from aot.model.writes import SAME
 from aot.request.options import Options
@@ -90,3 +92,14 @@ def test_a_smaller_tree_of_components_is_a_smaller_plan() -> None:
     plan = make_plan(RECIPE, request_for(components=("vae.decoder",)))
     assert list(plan.modules) == ["vae.decoder"]
     assert {unit.component for unit in plan.units} == {"vae.decoder"}
+
+
+def test_weights_of_several_dtypes_are_the_very_ones_again_after_they_were_brought_to_another() -> None:
+    module = nn.Sequential(nn.Linear(2, 2).to(torch.float16), nn.BatchNorm1d(2))
+    before = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    numbers = {name: weight.clone() for name, weight in before.items()}
+    with in_dtype(module, torch.float64):
+        assert {weight.dtype for weight in module.parameters()} == {torch.float64}
+    after = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    assert all(after[name] is before[name] for name in before)
+    assert all(after[name].dtype == number.dtype and torch.equal(after[name], number) for name, number in numbers.items())
