@@ -12,17 +12,18 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Re
 from aot.cache_store.digest import Digest
 from aot.cache_store.errors import Busy, Corrupt, Denied, Malformed, Missing, StoreFull, Unreachable
 from aot.cache_store.hub_errors import TIMEOUT, hub_errors
+from aot.cache_store.hub_list import HubList, Written
 from aot.cache_store.hub_reader import COMMIT, HubReader
-from aot.cache_store.listed import MAX_LIST, Listed
 from aot.cache_store.manifest import MAX_MANIFEST, Manifest
+from aot.cache_store.parted import CATALOGUE
 from aot.cache_store.patience import ATTEMPTS, Deadline, pause
 from aot.cache_store.progress import Told, silent
 from aot.cache_store.signing import MAX_ENVELOPE, claimed, merge
 from aot.cache_store.store import EVERYTHING, Entry, Ref, check_manifest, leading_to, missing_blob, missing_manifest
 
-Card: TypeAlias = Callable[[Collection[Entry]], str]  # README.md of the repository, from what it holds
+Card: TypeAlias = Callable[[Collection[Entry], int], str]  # README.md of the repository, from the newest it holds, and how many there are
 _Operation: TypeAlias = CommitOperationAdd | CommitOperationDelete
-_LIST = "v1/index.json"
+_MAX_REF = 200  # bytes
 _COMMIT_SECONDS = 600.0
 
 
@@ -43,29 +44,27 @@ class HubStore:
 
     def _forget(self) -> None:
         self._reader = HubReader(self._repo, self._revision, api=self._api, location=self.location)
-        self._listed: Listed | None = None
-
-    def _list(self) -> Listed:
-        if self._listed is None:
-            raw = self._reader.small(_LIST, limit=MAX_LIST, sound=Listed.readable)
-            self._listed = Listed.parse(raw, where=self.location) if raw is not None else Listed()
-        return self._listed
+        self._list = HubList(self._reader)
 
     def state(self) -> tuple[int, str] | None:
         """Fulfils Sequenced. A revision that is the very commit cannot be moved."""
-        listed = self._list()
+        state = self._list.state()
         pinned = self._reader.commit is not None and self._revision == self._reader.commit
-        return None if pinned or not listed.serial else (listed.serial, str(Digest.of(listed.encode())))
+        return None if pinned or not state[0] else state
 
     def refs(self) -> Iterator[tuple[Ref, Digest]]:
-        for entry in self._list().entries:
+        for entry in self._list.entries():
             yield entry.ref, entry.digest
 
+    def names(self) -> set[str]:
+        """Of all artifacts, without reading all of a long list."""
+        return self._list.names()
+
     def entries(self, *, about: Collection[str] = (), within: Mapping[str, str] = EVERYTHING, newest: int | None = None) -> Iterator[Entry]:
-        yield from self._list().entries
+        yield from self._list.entries(name=within.get("recipe", ""), about=about)
 
     def resolve(self, ref: Ref) -> Digest | None:
-        return next((digest for found, digest in self.refs() if found == ref), None)
+        return self._list.resolve(ref)
 
     def manifest(self, digest: Digest) -> bytes:
         raw = self._reader.small(f"v1/manifests/{digest.hex}", limit=MAX_MANIFEST, sound=lambda raw: Digest.of(raw) == digest)
@@ -100,7 +99,7 @@ class HubStore:
             if signed := merge(self.envelope(digest), envelope):
                 adding[f"v1/signatures/{digest.hex}"] = signed
             adding[f"v1/refs/{ref.name}/{ref.key.hex}"] = f"{digest}\n".encode()
-            return [*self._add(adding), *self._listing(self._list().with_entry(Entry.of(ref, digest, parsed, signers=claimed(signed))))]
+            return [*self._add(adding), *self._listing(self._list.changed(entry=Entry.of(ref, digest, parsed, signers=claimed(signed))))]
 
         def done() -> bool:
             return self.resolve(ref) == digest and not self._unsigned(digest, envelope)
@@ -115,7 +114,7 @@ class HubStore:
             gone = set(leading_to(self, culprit))
             files = [f"v1/{kind}/{hex}" for kind in ("blobs", "manifests", "signatures")]
             found = sorted(self._sizes([*files, *(f"v1/refs/{ref.name}/{ref.key.hex}" for ref in gone)]))
-            listed = self._listing(self._list().without(gone)) if gone else []
+            listed = self._listing(self._list.changed(without=gone)) if gone else []
             return [*(CommitOperationDelete(path) for path in found), *listed]
 
         self._write(change, f"Take {culprit} out of use")
@@ -124,7 +123,7 @@ class HubStore:
         def change() -> list[_Operation]:
             if self.resolve(ref) is None:
                 return []
-            return [CommitOperationDelete(f"v1/refs/{ref.name}/{ref.key.hex}"), *self._listing(self._list().without({ref}))]
+            return [CommitOperationDelete(f"v1/refs/{ref.name}/{ref.key.hex}"), *self._listing(self._list.changed(without={ref}))]
 
         self._write(change, f"Remove {ref.name} {ref.key.short}", done=lambda: self.resolve(ref) is None)
 
@@ -190,9 +189,9 @@ class HubStore:
         there = self.envelope(digest)
         return envelope is not None and merge(there, envelope) != there
 
-    def _listing(self, listed: Listed) -> list[_Operation]:
-        card = {"README.md": self.card(listed.entries).encode()} if self.card else {}
-        return self._add({_LIST: listed.encode(), **card})
+    def _listing(self, written: Written) -> list[_Operation]:
+        card = {"README.md": self.card(written.shown, written.count).encode()} if self.card else {}
+        return self._add({**written.files, **card})
 
     def _add(self, files: Mapping[str, Path | bytes]) -> list[_Operation]:
         return [CommitOperationAdd(path, source) for path, source in sorted(files.items())]
@@ -215,12 +214,12 @@ class HubStore:
 
         def change() -> list[_Operation]:
             try:
-                serial = self._list().serial
+                serial = self._list.serial
             except Corrupt:
                 serial = int(time.time())  # above any number that was ever counted to
-            entries = tuple(self._entry(path) for path in sorted(self._tree("v1/refs")))
-            listed = Listed(tuple(entry for entry in entries if entry), serial + 1)
-            return self._listing(listed)
+            written = self._list.anew(filter(None, map(self._entry, sorted(self._tree("v1/refs")))), serial + 1)
+            there = [path for path in (CATALOGUE, *self._tree("v1/lists")) if path not in written.files]
+            return [*self._listing(written), *(CommitOperationDelete(path) for path in sorted(self._sizes(there) if there else ()))]
 
         self._write(change, "List the artifacts anew")
 
@@ -228,7 +227,7 @@ class HubStore:
         """Of one ref's file; None where it leads to nothing that can be read."""
         name, key = path.split("/")[2:]
         with suppress(Malformed, Corrupt, Missing):
-            digest = Digest.parse((self._reader.small(path, limit=MAX_LIST) or b"").decode(errors="replace").rstrip("\n"))
+            digest = Digest.parse((self._reader.small(path, limit=_MAX_REF) or b"").decode(errors="replace").rstrip("\n"))
             return Entry.of(
                 Ref(name, Digest(key)), digest, check_manifest(self.manifest(digest), digest), signers=claimed(self.envelope(digest))
             )

@@ -30,8 +30,7 @@ class Listed:
         return type(self)(tuple(entry for entry in self.entries if entry.ref not in refs), self.serial + 1)
 
     def encode(self) -> bytes:
-        entries = [{**asdict(entry), "ref": str(entry.ref), "digest": str(entry.digest)} for entry in self.entries]
-        return encode({"schema": SCHEMA, "serial": self.serial, "artifacts": entries})
+        return encode({"schema": SCHEMA, "serial": self.serial, "artifacts": [as_json(entry) for entry in self.entries]})
 
     @classmethod
     def readable(cls, raw: bytes) -> bool:
@@ -49,7 +48,7 @@ class Listed:
             if (schema := fields.take("schema", int)) != SCHEMA:
                 raise Malformed(f"its schema {schema} is unknown; this version reads {SCHEMA}.")
             serial = fields.size("serial", 1 << 53)
-            entries = tuple(map(_entry, fields.take("artifacts", list)))
+            entries = tuple(map(entry_of, fields.take("artifacts", list)))
             fields.finish()
         except Malformed as error:
             raise Corrupt(
@@ -58,7 +57,12 @@ class Listed:
         return cls(entries, serial)
 
 
-def _entry(value: Any) -> Entry:
+def as_json(entry: Entry) -> dict[str, Any]:
+    return {**asdict(entry), "ref": str(entry.ref), "digest": str(entry.digest)}
+
+
+def entry_of(value: Any) -> Entry:
+    """The inverse. Raises Malformed."""
     fields = Fields(value, "entry")
     entry = Entry(
         ref=Ref.parse(fields.take("ref", str)),

@@ -130,6 +130,18 @@ class PrunableStore(WritableStore, Protocol):
         """Delete what no ref leads to; return the bytes freed."""
 
 
+@runtime_checkable
+class Naming(Protocol):
+    """A store that knows the names of its artifacts without looking at each."""
+
+    def names(self) -> set[str]: ...
+
+
+def names_in(store: Store) -> list[str]:
+    """The names of all artifacts of a store."""
+    return sorted(store.names() if isinstance(store, Naming) else {ref.name for ref, _ in store.refs()})
+
+
 def read_manifest(store: Store, digest: Digest) -> Manifest:
     """The verified, parsed manifest. Raises Missing, Corrupt."""
     return check_manifest(store.manifest(digest), digest)

@@ -29,8 +29,9 @@ _COLUMNS = (
 )
 
 
-def render(entries: Collection[Entry], location: str) -> str:
-    """The whole card: artifacts by GPU with their quality certificates, how to load them, and the warning."""
+def render(entries: Collection[Entry], location: str, count: int | None = None) -> str:
+    """The whole card: artifacts by GPU with their quality certificates, how to load them, and the warning. `count`: how many there
+    are in all, where these are the newest."""
     rows = sorted(map(Row, entries), key=lambda row: (row.part("target.sku"), row.ref.name, row.entry.created))
     data = ModelCardData(library_name="aot", tags=["aot", "compiled", "diffusers", *sorted({row.ref.name for row in rows})])
     table = [_COLUMNS, ("---",) * len(_COLUMNS), *map(_cells, rows)]
@@ -51,6 +52,7 @@ def render(entries: Collection[Entry], location: str) -> str:
             "",
             *lines,
             "",
+            *_more(len(rows), count, location),
             "Warm-up: seconds to compile the graphs one by one, and for the first call of each once loaded (where the build ran them). "
             "The error is that of compiled outputs against eager. Who signed: the beginning of each key's id (the sha256 of the key).",
             "",
@@ -69,6 +71,12 @@ def render(entries: Collection[Entry], location: str) -> str:
         ]
     )
     return str(ModelCard(text + "\n"))
+
+
+def _more(shown: int, count: int | None, location: str) -> list[str]:
+    if count is None or count <= shown:
+        return []
+    return [f"These are the newest {shown} of {count}; `aot lookup NAME {location}` tells of all of a name.", ""]
 
 
 def _cells(row: Row) -> tuple[str, ...]:

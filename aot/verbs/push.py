@@ -44,7 +44,7 @@ def push(
         rows = rows[:1]
     guard, target = open_guard(local), open_remote(store)
     if isinstance(target, HubStore):
-        target.card = lambda entries: render(entries, target.location)
+        target.card = lambda entries, count: render(entries, target.location, count)
         if create:
             target.create(private=not public)
     for row in rows:

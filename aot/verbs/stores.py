@@ -96,14 +96,15 @@ def ask(store: PrunableStore, wanted: Wanted, gpu: str) -> list[Offer]:
     """What the store has of a recipe for that machine. Raises Missing naming the recipes that it has; RolledBack."""
     from aot.cache_store.errors import Missing
     from aot.cache_store.history import check_history
+    from aot.cache_store.store import names_in
     from aot.shipping.listing import Row
     from aot.shipping.offer import offers
 
-    rows = [Row(entry) for entry in store.entries() if entry.key]
+    rows = [Row(entry) for entry in store.entries(within={"recipe": wanted.recipe}) if entry.key]
     check_history(store, local_store())
     found = offers(rows, wanted, lambda built: machine(gpu, built))
     if not found:
-        names = ", ".join(sorted({row.ref.name for row in rows})) or "nothing"
+        names = ", ".join(names_in(store)) or "nothing"
         raise Missing(f"{store.location} has no artifact of {wanted.recipe!r}; it has: {names}.", remedy="`aot build` and `aot push` one.")
     return found
 

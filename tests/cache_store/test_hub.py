@@ -93,10 +93,12 @@ def test_a_push_is_one_commit_with_a_card_and_a_pull_three_requests_beside_the_b
     hub: Hub, repo: str, local: LocalStore, tmp_path: Path
 ) -> None:
     ref, manifest = put(local, tmp_path)
-    digest = push(ref, source=local, target=HubStore(repo, api=api(hub), card=lambda entries: f"{len(list(entries))} artifacts"))
+    digest = push(
+        ref, source=local, target=HubStore(repo, api=api(hub), card=lambda entries, count: f"{len(entries)} of {count} artifacts")
+    )
     commits = [request for request in hub.requests if "/commit/" in request.path]
     assert [request.status for request in commits] == [200]
-    assert hub.read(repo, "README.md") == b"1 artifacts"
+    assert hub.read(repo, "README.md") == b"1 of 1 artifacts"
     assert hub.read(repo, f"v1/refs/small/{ref.key.hex}") == f"{digest}\n".encode()
     hub.requests.clear()
     store, there = HubStore(repo, api=api(hub)), LocalStore(tmp_path / "there")

@@ -1,0 +1,135 @@
+"""Parted: a list of artifacts that is too long for one file, cut into parts by name.
+
+The one file then has the newest alone, which is what a client that knows of no parts goes on with; a catalogue has the parts, by digest.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import zstandard
+
+from aot.cache_store.canonical import decode, encode
+from aot.cache_store.digest import Digest
+from aot.cache_store.errors import Corrupt, Malformed
+from aot.cache_store.fields import Fields
+from aot.cache_store.listed import SCHEMA, Listed, as_json, entry_of
+from aot.cache_store.store import Entry
+
+WHOLE = 1 << 20  # bytes: up to here a list is one file. Some 300 artifacts
+CATALOGUE = "v1/lists.json"
+MAX_PART = 16 << 20  # bytes, compressed: 100,000 artifacts of one name take about 12
+_MAX_UNPACKED = 512 << 20
+_SHOWN = 12  # hexadecimal digits by which a catalogue tells what a part is about
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part's file, how many artifacts are in it, and beginnings of the digests among the parts of their keys."""
+
+    digest: Digest
+    count: int
+    about: frozenset[str]
+
+    def has(self, values: Collection[str]) -> bool:
+        """Whether it may have one of these values in a key."""
+        return not values or any(_shown(value) in self.about for value in values)
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The parts by name, as of a number of writes."""
+
+    serial: int
+    parts: Mapping[str, Part] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return sum(part.count for part in self.parts.values())
+
+    def encode(self) -> bytes:
+        parts = {name: {"digest": str(part.digest), "count": part.count, "about": sorted(part.about)} for name, part in self.parts.items()}
+        return encode({"schema": SCHEMA, "serial": self.serial, "parts": parts})
+
+    @classmethod
+    def parse(cls, raw: bytes, *, where: str) -> Self:
+        """Raises Corrupt: the store's own catalogue is damaged."""
+        try:
+            fields = Fields(decode(raw, what="catalogue"), "catalogue")
+            if fields.take("schema", int) != SCHEMA:
+                raise Malformed("its schema is unknown.")
+            serial = fields.size("serial", 1 << 53)
+            parts = {name: _part(value) for name, value in fields.take("parts", dict).items()}
+            fields.finish()
+        except Malformed as error:
+            raise _damaged(where, "catalogue of lists", error) from error
+        return cls(serial, parts)
+
+
+def _part(value: Any) -> Part:
+    fields = Fields(value, "part")
+    part = Part(Digest.parse(fields.take("digest", str)), fields.size("count", 1 << 32), frozenset(fields.words("about")))
+    fields.finish()
+    return part
+
+
+def may_be_cut(raw: bytes) -> bool:
+    """Whether a list in one file may be the newest alone: those are cut to be as long as they may."""
+    return len(raw) > WHOLE // 2
+
+
+def fits(raw: bytes) -> bool:
+    """Whether a list may be in one file."""
+    return len(raw) <= WHOLE
+
+
+def path_of(name: str) -> str:
+    """Of the file of a part."""
+    return f"v1/lists/{name}"
+
+
+def pack(entries: Iterable[Entry]) -> tuple[Part, bytes]:
+    """A part of these entries, and its file."""
+    found = sorted(entries, key=lambda entry: entry.ref)
+    raw = zstandard.ZstdCompressor(level=9).compress(encode([as_json(entry) for entry in found]))
+    about = frozenset(shown for entry in found for value in entry.key.values() if (shown := _shown(value)))
+    return Part(Digest.of(raw), len(found), about), raw
+
+
+def unpack(raw: bytes | None, part: Part, *, where: str) -> list[Entry]:
+    """The entries of a part's file. Raises Corrupt for another one than the catalogue says."""
+    try:
+        if raw is None or Digest.of(raw) != part.digest:
+            raise Malformed("it is not the one that its catalogue names")
+        plain = zstandard.ZstdDecompressor().decompress(raw, max_output_size=_MAX_UNPACKED)
+        return list(map(entry_of, decode(plain, what="part")))
+    except (Malformed, zstandard.ZstdError, TypeError) as error:
+        raise _damaged(where, "list of artifacts", error) from error
+
+
+def newest(entries: Iterable[Entry], serial: int) -> Listed:
+    """The list for the one file: as many of the newest as have room."""
+    kept, room = [], WHOLE
+    for entry in sorted(entries, key=lambda entry: entry.created, reverse=True):
+        room -= len(encode(as_json(entry))) + 1
+        if room < 0:
+            break
+        kept.append(entry)
+    return Listed(tuple(sorted(kept, key=lambda entry: entry.ref)), serial)
+
+
+def over(entries: Iterable[Entry], newer: Iterable[Entry]) -> Iterator[Entry]:
+    """The entries, with newer ones in the place of those of the same ref, and then those that are new."""
+    fresh = {entry.ref: entry for entry in newer}
+    for entry in entries:
+        yield fresh.pop(entry.ref, entry)
+    yield from fresh.values()
+
+
+def _shown(value: str) -> str:
+    """What a catalogue has of a value of a key: the beginning of a digest, nothing of other words."""
+    return value.removeprefix("sha256:")[:_SHOWN] if value.startswith("sha256:") else ""
+
+
+def _damaged(where: str, what: str, error: Exception) -> Corrupt:
+    return Corrupt(f"{where}: its {what} cannot be read: {error}", remedy=f"its owner runs `aot fsck {where} --repair`.")
