@@ -18,7 +18,7 @@ from aot.version import VERSION
 # a verb's module is imported when it is typed: all of them would take longer than `aot --help` may
 VERBS = {
     "build": "Compile a recipe, a pipeline or a Record for one machine type into an artifact of the local store.",
-    "matrix": "Many builds from one file: models by GPUs, torch versions, modes and sizes, here or on a Ray cluster.",
+    "matrix": "Many builds from one file: models by GPUs, torch versions, modes and sizes.",
     "record": "Run a program unchanged, and write down what its pipelines call: a file that `aot build` builds from.",
     "run": "Run a program unchanged, its pipelines served from artifacts, and prove at its end what was used.",
     "push": "Upload an artifact with its signatures: to the Hub in one commit, with a card that lists what the repository holds.",

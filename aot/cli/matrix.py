@@ -16,7 +16,7 @@ from aot.choice import choice
 from aot.cli.app import PLAIN
 from aot.cli.request import Json
 from aot.cli.text import print_json, print_table, size
-from aot.errors import INCOMPLETE
+from aot.errors import INCOMPLETE, INTERRUPTED
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -78,8 +78,12 @@ def build(
     from aot.cache_store.root import default_root
     from aot.fleet.drive import drive
 
-    with _told(sum(state.to_build for state in states)) as (begun, done):
-        outcome = drive(states, engine, store=found.store, root=default_root(os.environ), begun=begun, done=done)
+    try:
+        with _told(sum(state.to_build for state in states)) as (begun, done):
+            outcome = drive(states, engine, store=found.store, root=default_root(os.environ), begun=begun, done=done)
+    except KeyboardInterrupt:
+        print("interrupted: what is finished is in the store, and the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     if json:
         print_json({"present": outcome.present, "rows": [row.to_json() for row in outcome.rows]})
     else:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from aot.errors import BuildFailed
 from aot.fleet.matrix import Cell
-from aot.fleet.work import Row, Task, WrongDevice, work
+from aot.fleet.work import Row, Task, WrongDevice, end_children, work
 
 
 class Engine(Protocol):
@@ -50,6 +50,7 @@ class Here:
                         yield done.result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+                end_children()
 
     def _has_room(self, cell: Cell, running: list[Cell], processors: int) -> bool:
         if self.jobs:

@@ -119,7 +119,30 @@ def sentence(stderr: str) -> str:
 
 
 def _run(words: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(words), check=False, capture_output=True, text=True, env=dict(environ), preexec_fn=_end_with_parent)
+    child = subprocess.Popen(
+        command(words),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(environ),
+        preexec_fn=_end_with_parent,  # noqa: PLW1509
+    )
+    _children.add(child)
+    try:
+        out, said = child.communicate()
+    finally:
+        child.kill()
+        _children.discard(child)
+    return subprocess.CompletedProcess(child.args, child.returncode, out, said)
+
+
+_children: set[subprocess.Popen[str]] = set()
+
+
+def end_children() -> None:
+    """End what any thread of this process runs: the work of a driver that is interrupted. Nothing of a build is stored before its end."""
+    for child in list(_children):
+        child.terminate()
 
 
 def _end_with_parent() -> None:
