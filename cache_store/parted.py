@@ -20,19 +20,20 @@ WHOLE = 1 << 20  # bytes: up to here a list is one file. Some 300 artifacts
 CATALOGUE = "v1/lists.json"
 MAX_PART = 16 << 20  # bytes, compressed: 100,000 artifacts of one name take about 12
 _MAX_UNPACKED = 512 << 20
+_OF_MODELS = "component/"  # the parts of a key that many artifacts of one model have in common
 _SHOWN = 12  # hexadecimal digits by which a catalogue tells what a part is about
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part's file, how many artifacts are in it, and beginnings of the digests among the parts of their keys."""
+    """A part's file, how many artifacts are in it, and beginnings of the digests of their components."""
 
     digest: Digest
     count: int
     about: frozenset[str]
 
     def has(self, values: Collection[str]) -> bool:
-        """Whether it may have one of these values in a key."""
+        """Whether it may have one of these digests of components in a key."""
         return not values or any(_shown(value) in self.about for value in values)
 
 
@@ -92,7 +93,9 @@ def pack(entries: Iterable[Entry]) -> tuple[Part, bytes]:
     """A part of these entries, and its file."""
     found = sorted(entries, key=lambda entry: entry.ref)
     raw = zstandard.ZstdCompressor(level=9).compress(encode([as_json(entry) for entry in found]))
-    about = frozenset(shown for entry in found for value in entry.key.values() if (shown := _shown(value)))
+    about = frozenset(
+        shown for entry in found for name, value in entry.key.items() if name.startswith(_OF_MODELS) and (shown := _shown(value))
+    )
     return Part(Digest.of(raw), len(found), about), raw
 
 
