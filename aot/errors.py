@@ -92,6 +92,7 @@ EXIT_CODES: dict[type[CodedError], int] = {
     CodedError: 1,
 }
 INCOMPLETE = 13  # some of a matrix' cells failed; those that are finished are in the store
+REGRESSED = 14  # something takes longer than it did, by more than was allowed
 INTERRUPTED = 130
 
 

@@ -1,4 +1,4 @@
-"""`aot matrix plan`, `aot matrix build`."""
+"""`aot matrix`: plan, build, watch, report."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from aot.choice import choice
 from aot.cli.app import PLAIN
 from aot.cli.request import Json
 from aot.cli.text import print_json, print_table, size
-from aot.errors import INCOMPLETE, INTERRUPTED
+from aot.errors import INCOMPLETE, INTERRUPTED, REGRESSED, BadInput
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from aot.cache_store.store import Entry
     from aot.fleet.engine import Engine
     from aot.fleet.matrix import Matrix
     from aot.fleet.state import State
     from aot.fleet.work import Row
 
-ENGINES = ("local", "ray")
+ENGINES = ("local", "ray", "hf-jobs")
 
 matrix = typer.Typer(
     help="Many builds from one file: models by GPUs, torch versions, modes and sizes.",
@@ -39,13 +40,20 @@ what = "pixart-alpha", shapes = ["1024x1024"], and any option of `aot build` by 
 File: TypeAlias = Annotated[Path, typer.Argument(help="The matrix, a TOML file.", metavar="FILE")]
 Store: TypeAlias = Annotated[str, typer.Option("--store", help="Where artifacts go. Default: the file's, else this machine's own store.")]
 Shard: TypeAlias = Annotated[str, typer.Option("--shard", help="Only every N-th cell from the I-th on: one of N runners.", metavar="I/N")]
+On: TypeAlias = Annotated[str, typer.Option("--on", help=f"Where: {' or '.join(ENGINES)}.")]
+Address: TypeAlias = Annotated[str, typer.Option("--address", help="The Ray cluster's. Default: RAY_ADDRESS, else a new one here.")]
+Image: TypeAlias = Annotated[str, typer.Option("--image", help="Of the Hub's jobs: a Docker image or Space that has aot.")]
+Namespace: TypeAlias = Annotated[str, typer.Option("--namespace", help="Of the Hub's jobs: who pays. Default: you.")]
+Jobs: TypeAlias = Annotated[
+    int, typer.Option("--jobs", help="Cells at once. Default: as the processors here have room for; 8 of the Hub's jobs.", min=0)
+]
 
 
 @matrix.command("plan")
 def plan(file: File, store: Store = "", shard: Shard = "", json: Json = False) -> None:
     """Tell what the store has of a matrix, what is to build and why, and what that will take. Nothing is built."""
     found = _read(file, store, shard)
-    states = _states(found)
+    states = _states(found, _entries(found))
     if json:
         print_json({"store": found.store, "cells": [state.to_json() for state in states]})
         return
@@ -66,21 +74,60 @@ def build(
     file: File,
     store: Store = "",
     shard: Shard = "",
-    on: Annotated[str, typer.Option("--on", help=f"Where: {' or '.join(ENGINES)}.")] = "local",
-    address: Annotated[str, typer.Option("--address", help="The Ray cluster's. Default: RAY_ADDRESS, else a new one here.")] = "",
-    jobs: Annotated[int, typer.Option("--jobs", help="Cells at once, here. Default: as the processors have room for.", min=0)] = 0,
+    on: On = "local",
+    address: Address = "",
+    image: Image = "",
+    namespace: Namespace = "",
+    jobs: Jobs = 0,
     json: Json = False,
 ) -> None:
     """Build what the store lacks of a matrix. A cell that fails does not stop the others; what is finished is in the store."""
-    engine = _engine(choice(on, known=ENGINES, field="--on"), address, jobs)
     found = _read(file, store, shard)
-    states = _states(found)
+    engine = _engine(on, found.store, address=address, jobs=jobs, image=image, namespace=namespace)
+    _drive(_states(found, _entries(found)), engine, found.store, json=json)
+
+
+@matrix.command("watch")
+def watch(
+    file: File,
+    do_build: Annotated[bool, typer.Option("--build", help="Build what moved, and what is new.")] = False,
+    store: Store = "",
+    on: On = "local",
+    address: Address = "",
+    image: Image = "",
+    namespace: Namespace = "",
+    jobs: Jobs = 0,
+    json: Json = False,
+) -> None:
+    """Tell, once, what a new torch or diffusers or another revision of a model moves, and what building that will take: for a scheduler."""
+    from aot.fleet.watch import releases, with_torch
+
+    found = _read(file, store, "")
+    engine = _engine(on, found.store, address=address, jobs=jobs, image=image, namespace=namespace)
+    published = releases(os.environ)
+    states = _states(found, _entries(found))
+    added = [state for release in published if release.name == "torch" for state in with_torch(states, release)]
+    moved = [*(state for state in states if state.to_build), *added]
+    for release in published:
+        if release.is_new and release.name != "torch":
+            print(f"{release}: install it, and the plan says which cells' code it moves", file=sys.stderr)
+    if do_build:
+        _drive([*states, *added], engine, found.store, json=json)
+    elif json:
+        told = [{"name": one.name, "here": one.here, "newest": one.newest} for one in published]
+        print_json({"published": told, "moved": [state.to_json() for state in moved]})
+    else:
+        print_table(("cell", "state", "expected", "memory", "why"), [_cells(state) for state in moved])
+        print(f"{len(moved)} cells to build", file=sys.stderr)
+
+
+def _drive(states: list[State], engine: Engine, store: str, *, json: bool) -> None:
     from aot.cache_store.root import default_root
     from aot.fleet.drive import drive
 
     try:
         with _told(sum(state.to_build for state in states)) as (begun, done):
-            outcome = drive(states, engine, store=found.store, root=default_root(os.environ), begun=begun, done=done)
+            outcome = drive(states, engine, store=store, root=default_root(os.environ), begun=begun, done=done)
     except KeyboardInterrupt:
         print("interrupted: what is finished is in the store, and the same command goes on from there", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
@@ -94,6 +141,50 @@ def build(
         raise typer.Exit(INCOMPLETE)
 
 
+@matrix.command("report")
+def report(
+    file: File,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the page here.", metavar="FILE")] = None,
+    fail_over: Annotated[
+        str, typer.Option("--fail-over", help="Exit with 14 where a build or the first calls got slower by more, as 10%.", metavar="SHARE")
+    ] = "",
+    store: Store = "",
+    json: Json = False,
+) -> None:
+    """Tell what there is of a matrix as a grid, and how builds and first calls went over time."""
+    from aot.fleet.report import courses, page
+
+    allowed = _share(fail_over)
+    found = _read(file, store, "")
+    entries = _entries(found)
+    states = _states(found, entries)
+    course = courses(entries)
+    slower = [one for one in course if allowed is not None and one.slower() > allowed]
+    if html:
+        html.write_text(page(states, course, allowed=allowed or 0.0))
+    if json:
+        told = [{"name": one.name, "what": one.what, "seconds": one.seconds, "slower": round(one.slower(), 4)} for one in course]
+        print_json({"cells": [state.to_json() for state in states], "courses": told})
+    else:
+        print(f"{sum(not state.to_build for state in states)} of {len(states)} cells are there", file=sys.stderr)
+    for one in slower:
+        print(f"slower: {one}", file=sys.stderr)
+    if slower:
+        raise typer.Exit(REGRESSED)
+
+
+def _share(text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        found = float(text.removesuffix("%")) / 100
+    except ValueError:
+        found = -1.0
+    if not (text.endswith("%") and found >= 0):
+        raise BadInput(f"--fail-over {text!r} is no share.", remedy="for example --fail-over 10%.")
+    return found
+
+
 def _read(file: Path, store: str, shard: str) -> Matrix:
     from dataclasses import replace
 
@@ -104,31 +195,42 @@ def _read(file: Path, store: str, shard: str) -> Matrix:
     return found.shard(shard) if shard else found
 
 
-def _states(found: Matrix) -> list[State]:
-    from aot.cache_store.root import default_root
-    from aot.fleet.keys import Keys
-    from aot.fleet.state import states
+def _entries(found: Matrix) -> list[Entry]:
     from aot.verbs.stores import local_store, open_remote
 
     local = local_store()
-    entries = list((open_remote(found.store) if found.store else local).entries())
+    return list((open_remote(found.store) if found.store else local).entries())
+
+
+def _states(found: Matrix, entries: list[Entry]) -> list[State]:
+    from aot.cache_store.root import default_root
+    from aot.fleet.keys import Keys
+    from aot.fleet.state import states
+
     keys = Keys(default_root(os.environ), os.environ, found=lambda cell: print(f"looking into {cell}", file=sys.stderr))
     return states(found.cells, keys.of(found.cells), entries)
 
 
-def _engine(on: str, address: str, jobs: int) -> Engine:
-    from aot.errors import BadInput
-    from aot.fleet.engine import Here
-
+def _engine(on: str, store: str, **given: str | int) -> Engine:
+    """Raises BadInput for an option of another engine."""
+    choice(on, known=ENGINES, field="--on")
+    own = {"local": ("jobs",), "ray": ("address",), "hf-jobs": ("image", "namespace", "jobs")}
+    for name, value in given.items():
+        if value and name not in own[on]:
+            fitting = [engine for engine, names in own.items() if name in names]
+            raise BadInput(f"--{name}: not of --on {on}.", remedy=f"leave it out, or choose --on {' or '.join(fitting)}.")
+    jobs = int(given["jobs"])
     if on == "local":
-        if address:
-            raise BadInput("--address: only a Ray cluster has one.", remedy="add --on ray, or leave it out.")
-        return Here(jobs)
-    if jobs:
-        raise BadInput("--jobs: Ray itself knows how many cells there is room for.", remedy="leave it out.")
-    from aot.fleet.on_ray import OnRay
+        from aot.fleet.engine import Here
 
-    return OnRay(address)
+        return Here(jobs)
+    if on == "ray":
+        from aot.fleet.on_ray import OnRay
+
+        return OnRay(str(given["address"]))
+    from aot.fleet.on_jobs import OnJobs
+
+    return OnJobs(str(given["image"]), store, str(given["namespace"]), jobs or 8)
 
 
 def _cells(state: State) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def interpreter(torch: str, root: Path, *, progress: Progress, environ: Mapping[
     with FileLock(home.parent / f"{home.name}.lock"):
         if not (home / "complete").exists():
             with stage(progress, f"make an environment with torch {torch}, kept for further builds"):
-                _make(home, wanted, torch=torch, uv=_uv(environ), environ=environ)
+                _make(home, wanted, torch=torch, uv=find_uv(environ, "--torch"), environ=environ)
         packages = str(next(home.glob("lib/python3*/site-packages")))
         own = _link(home / "own")
     return Interpreter(str(home / "bin" / "python"), (packages,), (("PYTHONPATH", str(own)), ("VIRTUAL_ENV", str(home))))
@@ -130,13 +130,13 @@ def _run(command: list[str], torch: str, environ: Mapping[str, str]) -> None:
     raise BadEnvironment(f"uv could not make an environment with torch {torch}: {said[-400:]}", remedy="repair that, and build again.")
 
 
-def _uv(environ: Mapping[str, str]) -> str:
-    """uv on PATH, else the one installed as a Python package."""
+def find_uv(environ: Mapping[str, str], what: str) -> str:
+    """uv on PATH, else the one installed as a Python package. Raises BadEnvironment naming `what` needs it."""
     if found := shutil.which("uv", path=environ.get("PATH")):
         return found
     if beside := shutil.which("uv", path=str(Path(sys.executable).parent)):
         return beside
-    raise BadEnvironment("--torch needs uv, and there is none on PATH.", remedy="pip install uv.")
+    raise BadEnvironment(f"{what} needs uv, and there is none on PATH.", remedy="pip install uv.")
 
 
 def _link(folder: Path) -> Path:

@@ -8,9 +8,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
 
-from aot.errors import BuildFailed
 from aot.fleet.matrix import Cell
-from aot.fleet.work import Row, Task, WrongDevice, end_children, work
+from aot.fleet.work import Row, Task, attempt, end_children
 
 
 class Engine(Protocol):
@@ -56,13 +55,3 @@ class Here:
         if self.jobs:
             return len(running) < self.jobs
         return not running or sum(max(one.cpus, 1) for one in running) + max(cell.cpus, 1) <= processors
-
-
-def attempt(task: Task) -> Row:
-    """The row of a task, where nobody could try it elsewhere."""
-    try:
-        return work(task)
-    except WrongDevice as error:
-        return Row(task.name, status=3, said=str(error), host=os.uname().nodename)
-    except Exception as error:  # noqa: BLE001 - a cell that fails is a row, and the others go on
-        return Row(task.name, status=1, said=f"{BuildFailed.code} {type(error).__name__}: {error}", host=os.uname().nodename)

@@ -66,7 +66,8 @@ class OnRay:
 
     def run(self, tasks: Sequence[tuple[Cell, Task]], begun: Callable[[str], None]) -> Iterator[Row]:
         ray = self._connect()
-        remote = ray.remote(max_calls=1)(_cell)
+        # no max_calls=1: a worker waits for a child and imports no torch, and a new one for each cell costs half a second, measured
+        remote = ray.remote(_cell)
         refs = {}
         for cell, task in tasks:
             options: dict[str, Any] = {

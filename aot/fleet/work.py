@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from aot.environment import BUILD_CPUS
 
+ROW = "AOT-ROW "  # begins the line that a worker without another way to answer writes last
 _TAIL = 4000  # characters of what a failed command said that travel with its row
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _libc = ctypes.CDLL(None)
@@ -60,6 +61,17 @@ class Row:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         return cls(**value)
+
+
+def attempt(task: Task) -> Row:
+    """The row of a task, where nobody could try it elsewhere: a cell that fails is a row, and the others go on."""
+    host = os.uname().nodename
+    try:
+        return work(task)
+    except WrongDevice as error:
+        return Row(task.name, status=3, said=str(error), host=host)
+    except Exception as error:  # noqa: BLE001
+        return Row(task.name, status=1, said=f"{type(error).__name__}: {error}", host=host)
 
 
 class WrongDevice(Exception):
@@ -169,3 +181,15 @@ def _check_device(name: str) -> None:
 
     if not gpus_here() or gpus_here()[0] != name:
         raise WrongDevice(f"this machine has {gpus_here()[:1] or 'no GPU'}, and the cell is tuned on {name}")
+
+
+def main() -> None:
+    """A worker that is a process of its own: `python -m aot.fleet.work TASK`."""
+    row = attempt(Task(**json.loads(sys.argv[1])))
+    sys.stdout.write(f"{row.log if row.status else row.digest}\n{ROW}{json.dumps(row.to_json())}\n")
+    sys.stdout.flush()
+    sys.exit(row.status)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlencode
 
+from tests.cache_store.hub_jobs import Job, Jobs
 from tests.cache_store.hub_repo import AFTER, INSTEAD, MIB, Answer, Blob, Change, Does, Refused, Repo, ranged, reply, upload_mode
 
 __all__ = ["Does", "Fault", "Hub", "Request"]
@@ -86,6 +87,7 @@ class Hub:
         self.faults = Faults()
         self.requests: list[Request] = []
         self.repos: dict[str, Repo] = {}
+        self.jobs = Jobs()
         self.stopping = threading.Event()
         self._secret = secrets.token_bytes(16)
         self._ports = [Port(self, routes) for routes in (HUB, CDN)]
@@ -289,6 +291,30 @@ class Handler(BaseHTTPRequestHandler):
         name = "somebody-else" if self.token == self.hub.stranger_token else "owner"
         return reply({"type": "user", "name": name, "orgs": [], "auth": {"type": "access_token", "accessToken": token}})
 
+    def begin_job(self) -> Answer:
+        if self.token != self.hub.token:
+            raise Refused(403 if self.token else 401, "You don't have the rights to run jobs under this namespace")
+        return reply(self.hub.jobs.begin(self.target.rpartition("/")[2], self.json()).told())
+
+    def _job(self, kept: int) -> Job:
+        id = self.target.split("/")[kept]
+        if self.token not in (self.hub.token, self.hub.read_token):
+            raise Refused(401, "Invalid username or password.")
+        if id not in self.hub.jobs.all:
+            raise Refused(404, "Job not found")
+        return self.hub.jobs.all[id]
+
+    def job(self) -> Answer:
+        return reply(self._job(4).told())
+
+    def job_log(self) -> Answer:
+        return reply({}, headers={"Content-Type": "text/event-stream"}).saying(self._job(4).log())
+
+    def cancel_job(self) -> Answer:
+        job = self._job(4)
+        job.cancel()
+        return reply(job.told())
+
     def validate_yaml(self) -> Answer:
         return reply({"errors": [], "warnings": []})
 
@@ -423,6 +449,10 @@ HUB: Routes = (
     ("GET", "/api/whoami-v2", "", Handler.whoami),
     ("POST", "/api/validate-yaml", "", Handler.validate_yaml),
     ("POST", "/api/repos/create", "", Handler.create_repo),
+    ("POST", r"/api/jobs/[\w.-]+", "", Handler.begin_job),
+    ("GET", r"/api/jobs/[\w.-]+/\w+", "", Handler.job),
+    ("GET", r"/api/jobs/[\w.-]+/\w+/logs", "", Handler.job_log),
+    ("POST", r"/api/jobs/[\w.-]+/\w+/cancel", "", Handler.cancel_job),
     ("GET", f"/api/models/{ID}", "list", Handler.info),
     ("GET", f"/api/models/{ID}/revision/{REVISION}", "list", Handler.info),
     ("GET", f"/api/models/{ID}/tree/{REVISION}(?:/(.+))?", "list", Handler.tree),
