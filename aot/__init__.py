@@ -1,4 +1,4 @@
-"""Compile a diffusion model once per machine type, ship the result like a package, start serving in about a second."""
+"""Compile a diffusion model once per machine type, ship the result like a package, start without compiling."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

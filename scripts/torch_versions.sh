@@ -12,7 +12,7 @@ shift
 here=$(cd "$(dirname "$0")/.." && pwd)
 versions=("$@")
 [ ${#versions[@]} -gt 0 ] || versions=(2.11.0 2.13.0 newest)
-tests=(tests/test_target.py tests/test_capture.py tests/test_simulated.py tests/test_load.py tests/test_other_torch.py)
+tests=(tests/machine/test_target.py tests/model/test_capture.py tests/building/test_simulated.py tests/serving/test_load.py tests/serving/test_other_torch.py)
 for version in "${versions[@]}"; do
   home=$folder/$version
   if [ ! -e "$home/complete" ]; then

@@ -78,7 +78,7 @@ def _own_options(
 app = typer.Typer(
     cls=Verbs,
     callback=_own_options,
-    help="Compile a diffusion model once per machine type, ship the result like a package, start serving in about a second.",
+    help="Compile a diffusion model once per machine type, ship the result like a package, start without compiling.",
     no_args_is_help=True,
     **PLAIN,
 )

@@ -227,6 +227,8 @@ def _engine(on: str, store: str, **given: str | int) -> Engine:
     if on == "ray":
         from aot.fleet.on_ray import OnRay
 
+        if not store and (given["address"] or os.environ.get("RAY_ADDRESS")):
+            raise BadInput("--on ray: without a store what is built would stay on the cluster's nodes.", remedy="--store hf://… or s3://….")
         return OnRay(str(given["address"]))
     from aot.fleet.on_jobs import OnJobs
 

@@ -43,7 +43,7 @@ def render(entries: Collection[Entry], location: str, count: int | None = None) 
             f"---\n{data.to_yaml()}\n---",
             f"# Compiled diffusion models: {repo}",
             "",
-            "Made by `aot`: graphs compiled once for a GPU, a torch and a mode, loaded in about a second.",
+            "Made by `aot`: graphs compiled once for a GPU, a torch and a mode, and loaded without compiling.",
             "They hold no weights, except those built under `freezing`.",
             "",
             _WARNING,

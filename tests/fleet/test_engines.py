@@ -220,6 +220,25 @@ def _kill(title: str, killed: Event) -> None:
             killed.set()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--on", "slurm"), "--on 'slurm' is unknown"),
+        (("--address", "auto"), "leave it out, or choose --on ray"),
+        (("--on", "ray", "--jobs", "2"), "leave it out, or choose --on local or hf-jobs"),
+        (("--on", "ray", "--address", "10.0.0.1:6379"), "would stay on the cluster's nodes"),
+        (("--on", "hf-jobs", "--address", "auto"), "--address: not of --on hf-jobs"),
+        (("--shard", "5/4"), "--shard '5/4'"),
+    ],
+)
+def test_an_option_of_another_engine_is_refused_before_anything_is_begun(options: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    file = tmp_path / "m.toml"
+    file.write_text('gpus = ["cpu"]\n[[model]]\nwhat = "pixart-alpha"\n')
+    done = _aot("build", str(file), *options)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
 def test_a_machine_without_ray_never_imports_it() -> None:
     program = "import sys, aot, aot.cli.matrix, aot.fleet.engine, aot.fleet.drive, aot.fleet.on_ray; assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
