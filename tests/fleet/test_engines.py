@@ -115,7 +115,10 @@ def test_as_many_cells_run_here_as_have_room_and_one_always_does() -> None:
     assert Here(jobs=3)._has_room(wide, [wide, wide], 2)
 
 
-def test_ctrl_c_ends_what_runs_and_loses_nothing_that_is_finished(machine: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("how", "status", "words"), [(signal.SIGINT, 130, "interrupted: what is finished"), (signal.SIGKILL, -9, "")])
+def test_a_driver_that_is_ended_leaves_nothing_running_and_loses_nothing_that_is_finished(
+    how: signal.Signals, status: int, words: str, machine: Path, tmp_path: Path
+) -> None:
     file = _matrix(tmp_path, "33x33", "128x128")
     child = subprocess.Popen(  # the signal goes to the driver alone, as a scheduler's does
         [sys.executable, "-m", "aot.cli.app", "matrix", "build", str(file), "--jobs", "1"], stderr=subprocess.PIPE, text=True
@@ -125,9 +128,9 @@ def test_ctrl_c_ends_what_runs_and_loses_nothing_that_is_finished(machine: Path,
         if "FAILED" in line:
             break
     time.sleep(3)  # the second cell's build is under way
-    child.send_signal(signal.SIGINT)
-    assert "interrupted" in child.stderr.read()
-    assert child.wait(60) == 130
+    child.send_signal(how)
+    assert words in child.stderr.read()
+    assert child.wait(60) == status
     assert [row["status"] for row in journal(machine)] == [2]
     assert not _running("128x128")
 
