@@ -15,7 +15,7 @@ from aot.cache_store.hub_errors import TIMEOUT, hub_errors
 from aot.cache_store.hub_list import HubList, Written
 from aot.cache_store.hub_reader import COMMIT, HubReader
 from aot.cache_store.manifest import MAX_MANIFEST, Manifest
-from aot.cache_store.parted import CATALOGUE
+from aot.cache_store.parted import CATALOGUE, cut
 from aot.cache_store.patience import ATTEMPTS, Deadline, pause
 from aot.cache_store.progress import Told, silent
 from aot.cache_store.signing import MAX_ENVELOPE, claimed, merge
@@ -217,9 +217,11 @@ class HubStore:
                 serial = self._list.serial
             except Corrupt:
                 serial = int(time.time())  # above any number that was ever counted to
+                if self._sizes([CATALOGUE]):
+                    serial = cut(serial)
             written = self._list.anew(filter(None, map(self._entry, sorted(self._tree("v1/refs")))), serial + 1)
-            there = [path for path in (CATALOGUE, *self._tree("v1/lists")) if path not in written.files]
-            return [*self._listing(written), *(CommitOperationDelete(path) for path in sorted(self._sizes(there) if there else ()))]
+            gone = sorted(path for path in self._tree("v1/lists") if path not in written.files)
+            return [*self._listing(written), *map(CommitOperationDelete, gone)]
 
         self._write(change, "List the artifacts anew")
 

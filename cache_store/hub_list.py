@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from aot.cache_store.digest import Digest
 from aot.cache_store.hub_reader import HubReader
 from aot.cache_store.listed import MAX_LIST, Listed
-from aot.cache_store.parted import CATALOGUE, MAX_PART, Catalogue, fits, may_be_cut, newest, over, pack, path_of, unpack
+from aot.cache_store.parted import CATALOGUE, MAX_PART, MAX_UNPACKED, Catalogue, cut, fits, is_cut, newest, over, pack, path_of, unpack
 from aot.cache_store.store import Entry, Ref
 
 LIST = "v1/index.json"
@@ -26,23 +26,27 @@ class HubList:
 
     def __init__(self, reader: HubReader) -> None:
         self._reader, self._where = reader, reader.location
-        self._read: tuple[Listed, Catalogue | None] | None = None
+        self._listed: Listed | None = None
+        self._catalogue: Catalogue | None = None
         self._parts: dict[str, list[Entry]] = {}
+        self._room = MAX_UNPACKED
+
+    def _one_file(self) -> Listed:
+        if self._listed is None:
+            raw = self._reader.small(LIST, limit=MAX_LIST, sound=Listed.readable)
+            self._listed = Listed.parse(raw, where=self._where) if raw is not None else Listed()
+        return self._listed
 
     def _list(self) -> tuple[Listed, Catalogue | None]:
-        if self._read is None:
-            raw = self._reader.small(LIST, limit=MAX_LIST, sound=Listed.readable)
-            listed = Listed.parse(raw, where=self._where) if raw is not None else Listed()
-            catalogue = None
-            if raw is not None and may_be_cut(raw):
-                told = self._reader.small(CATALOGUE, limit=MAX_LIST)
-                catalogue = Catalogue.parse(told, where=self._where) if told is not None else None
-            self._read = listed, catalogue
-        return self._read
+        listed = self._one_file()
+        if is_cut(listed.serial) and self._catalogue is None:
+            self._catalogue = Catalogue.parse(self._reader.small(CATALOGUE, limit=MAX_LIST) or b"", where=self._where)
+        return listed, self._catalogue
 
     @property
     def serial(self) -> int:
-        return self._list()[0].serial
+        """How often it was written; asks for no part."""
+        return self._one_file().serial
 
     def state(self) -> tuple[int, str]:
         """The number of its last write, and what identifies it."""
@@ -72,7 +76,9 @@ class HubList:
             return []
         if name not in self._parts:
             raw = self._reader.small(path_of(name), limit=MAX_PART)
-            self._parts[name] = unpack(raw, catalogue.parts[name], where=f"{self._where}: {name}")
+            where = f"{self._where}: {name}"
+            self._parts[name], taken = unpack(raw, catalogue.parts[name], name=name, room=self._room, where=where)
+            self._room -= taken
         return self._parts[name]
 
     def changed(self, *, entry: Entry | None = None, without: Collection[Ref] = ()) -> Written:
@@ -94,11 +100,12 @@ class HubList:
         return Written({**files, LIST: shown.encode(), CATALOGUE: catalogue.encode()}, shown.entries, catalogue.count)
 
     def anew(self, entries: Iterable[Entry], serial: int) -> Written:
-        """A list of these alone: in one file as far as that goes."""
+        """A list of these alone: in one file as far as that goes, unless it was cut before."""
         found = tuple(sorted(entries, key=lambda entry: entry.ref))
         whole = Listed(found, serial)
-        if fits(raw := whole.encode()):
+        if not is_cut(serial) and fits(raw := whole.encode()):
             return Written({LIST: raw}, found, len(found))
+        serial = cut(serial)
         shown, files, parts = newest(found, serial), dict[str, bytes](), {}
         for name in sorted({entry.ref.name for entry in found}):
             parts[name], files[path_of(name)] = pack(entry for entry in found if entry.ref.name == name)

@@ -13,13 +13,16 @@ from aot.cache_store.canonical import decode, encode
 from aot.cache_store.digest import Digest
 from aot.cache_store.errors import Corrupt, Malformed
 from aot.cache_store.fields import Fields
+from aot.cache_store.layer import MAX_WINDOW
 from aot.cache_store.listed import SCHEMA, Listed, as_json, entry_of
+from aot.cache_store.manifest import check_name
 from aot.cache_store.store import Entry
 
 WHOLE = 1 << 20  # bytes: up to here a list is one file. Some 300 artifacts
+PARTED = 1 << 40  # added once to the number of writes of a list that is cut: what says that there are parts, in words of any version
 CATALOGUE = "v1/lists.json"
 MAX_PART = 16 << 20  # bytes, compressed: 100,000 artifacts of one name take about 12
-_MAX_UNPACKED = 512 << 20
+MAX_UNPACKED = 1 << 30  # bytes of all parts that one process reads
 _OF_MODELS = "component/"  # the parts of a key that many artifacts of one model have in common
 _SHOWN = 12  # hexadecimal digits by which a catalogue tells what a part is about
 
@@ -60,23 +63,29 @@ class Catalogue:
             if fields.take("schema", int) != SCHEMA:
                 raise Malformed("its schema is unknown.")
             serial = fields.size("serial", 1 << 53)
-            parts = {name: _part(value) for name, value in fields.take("parts", dict).items()}
+            parts = {name: _part(name, value) for name, value in fields.take("parts", dict).items()}
             fields.finish()
         except Malformed as error:
             raise _damaged(where, "catalogue of lists", error) from error
         return cls(serial, parts)
 
 
-def _part(value: Any) -> Part:
+def _part(name: str, value: Any) -> Part:
+    check_name(name)  # it becomes a path
     fields = Fields(value, "part")
     part = Part(Digest.parse(fields.take("digest", str)), fields.size("count", 1 << 32), frozenset(fields.words("about")))
     fields.finish()
     return part
 
 
-def may_be_cut(raw: bytes) -> bool:
-    """Whether a list in one file may be the newest alone: those are cut to be as long as they may."""
-    return len(raw) > WHOLE // 2
+def is_cut(serial: int) -> bool:
+    """Whether a list of that number of writes has parts, and the one file the newest alone."""
+    return serial >= PARTED
+
+
+def cut(serial: int) -> int:
+    """The number for a list that has parts from now on: it never has none again, for a number must not become less."""
+    return serial if is_cut(serial) else serial + PARTED
 
 
 def fits(raw: bytes) -> bool:
@@ -99,25 +108,32 @@ def pack(entries: Iterable[Entry]) -> tuple[Part, bytes]:
     return Part(Digest.of(raw), len(found), about), raw
 
 
-def unpack(raw: bytes | None, part: Part, *, where: str) -> list[Entry]:
-    """The entries of a part's file. Raises Corrupt for another one than the catalogue says."""
+def unpack(raw: bytes | None, part: Part, *, name: str, room: int, where: str) -> tuple[list[Entry], int]:
+    """The entries of a part's file, and how many bytes they take unpacked. Raises Corrupt for another file than the catalogue says, or
+    one that takes more than `room`."""
     try:
         if raw is None or Digest.of(raw) != part.digest:
             raise Malformed("it is not the one that its catalogue names")
-        plain = zstandard.ZstdDecompressor().decompress(raw, max_output_size=_MAX_UNPACKED)
-        return list(map(entry_of, decode(plain, what="part")))
+        # the whole-buffer call ignores its size limit when the frame declares one, so only the stream is safe
+        plain = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).stream_reader(raw).read(room + 1)
+        if len(plain) > room:
+            raise Malformed(f"its parts take more than {MAX_UNPACKED >> 20} MiB")
+        found = list(map(entry_of, decode(plain, what="part")))
+        if len(found) != part.count or any(entry.ref.name != name for entry in found):
+            raise Malformed("it has other entries than its catalogue says")
     except (Malformed, zstandard.ZstdError, TypeError) as error:
         raise _damaged(where, "list of artifacts", error) from error
+    return found, len(plain)
 
 
 def newest(entries: Iterable[Entry], serial: int) -> Listed:
     """The list for the one file: as many of the newest as have room."""
     kept, room = [], WHOLE
     for entry in sorted(entries, key=lambda entry: entry.created, reverse=True):
-        room -= len(encode(as_json(entry))) + 1
-        if room < 0:
-            break
-        kept.append(entry)
+        needed = len(encode(as_json(entry))) + 1
+        if needed <= room:
+            kept.append(entry)
+            room -= needed
     return Listed(tuple(sorted(kept, key=lambda entry: entry.ref)), serial)
 
 

@@ -111,7 +111,7 @@ def made(count: int) -> Iterator[Entry]:
         calls = [
             {"call": f"{path} float32[{number}]", "max_abs": 1e-6, "relative_l2": 2e-7, "psnr": 140.0} for path in ("transformer", "vae")
         ]
-        measured = {"compile_s": {f"transformer-{place}.so": 20.0 + number for place in range(4)}, "peak_memory": 3 << 30}
+        measured = {"compile_s": {f"transformer-{place}.so": 20.0 + number for place in range(4)}, "memory": {"peak_bytes": 3 << 30}}
         created = f"2026-{1 + number % 12:02}-{1 + number // 12 % 28:02}T00:00:00Z"
         ref = Ref(name, Digest.of(f"{number}".encode()))
         yield Entry(ref, Digest.of(f"m{number}".encode()), created, 1, key, {"aot": "0"}, measured, {"calls": calls}, ("a" * 64,))

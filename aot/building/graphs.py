@@ -94,7 +94,7 @@ def _compile_on(device: Device, planned: Planned, request: Compilation, director
     (directory / FILE).write_bytes(book.encode())
     if isinstance(golden, Golden):
         (directory / GOLDEN).write_bytes(golden.encode())
-    measured["peak_memory"] = _peak_memory()
+    measured["memory"] = {"peak_bytes": _peak_memory()}
     parent.tell("done", measured=measured, certificate=certificate)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -68,17 +69,23 @@ def _print(row: Row, manifest: Manifest) -> None:
         print(f"  {name}: {value}")
     print("measured at build, seconds")
     for what, values in sorted(manifest.measured.items()):
-        if what == "cubins":
+        if what in ("cubins", "memory") or not isinstance(values, dict):  # a later version may have others
             continue
         for name, seconds in values.items():
             print(f"  {what} {name}: {seconds}")
+    if memory := manifest.measured.get("memory"):
+        print(f"memory of the build, at most: {size(memory['peak_bytes'])}")
     if cubins := found_cubins(manifest):
         print("machine code: " + ", ".join(f"{count} cubins of {arch}" for arch, count in cubins.items()))
-    if why := manifest.certificate.get("unchecked"):
+    _print_certificate(manifest.certificate)
+
+
+def _print_certificate(certificate: Mapping[str, Any]) -> None:
+    if why := certificate.get("unchecked"):
         print(f"no quality certificate: {why}")
-        print(f"golden outputs: {manifest.certificate.get('golden', 'none')}")
+        print(f"golden outputs: {certificate.get('golden', 'none')}")
         return
-    print(f"quality certificate, against eager (allowed relative L2: {manifest.certificate.get('tolerance_relative_l2')})")
-    for entry in manifest.certificate.get("calls", []):
+    print(f"quality certificate, against eager (allowed relative L2: {certificate.get('tolerance_relative_l2')})")
+    for entry in certificate.get("calls", []):
         psnr = "equal" if entry["psnr"] is None else f"{entry['psnr']:.1f} dB"
         print(f"  {entry['call']}: max abs {entry['max_abs']:.2e}, relative L2 {entry['relative_l2']:.2e}, PSNR {psnr}")

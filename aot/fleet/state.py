@@ -118,4 +118,4 @@ def _took(entry: Entry, graphs: int) -> tuple[float | None, int | None]:
     whole = entry.producer.get("cold_build")
     beside = max(float(whole) - sum(compiled.values()), 0.0) if whole else 0.0
     seconds = None if each is None else round(each * max(graphs, 1) + beside, 1)
-    return seconds, entry.measured.get("peak_memory")
+    return seconds, (entry.measured.get("memory") or {}).get("peak_bytes")

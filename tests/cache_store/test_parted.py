@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import zstandard
 from huggingface_hub import HfApi
 
 from aot.cache_store import parted
+from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
 from aot.cache_store.errors import Corrupt, RolledBack
 from aot.cache_store.history import check_history
@@ -147,13 +149,58 @@ def test_a_damaged_part_or_catalogue_is_told_and_listing_anew_mends_it(path: str
     assert {entry.ref for entry in _store(hub).entries()} == {*refs}
 
 
-def test_listing_anew_makes_one_file_again_of_what_fits_into_it(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_that_was_cut_stays_so_whatever_is_removed_from_it(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that took it for whole would take what it does not see for garbage."""
     with monkeypatch.context() as patch:
         patch.setattr(parted, "WHOLE", 4096)
         refs = _fill(hub, tmp_path)
+    for ref in refs[-11:]:  # more than the one file shows
+        _store(hub).remove(ref)
+    left = {*refs[:-11]}
+    assert {entry.ref for entry in _store(hub).entries()} == left
+    _store(hub).collect()
+    assert all(_store(hub).manifest(digest) for _, digest in _store(hub).refs())
     _store(hub).list_anew()
-    assert {entry.ref for entry in _store(hub).entries()} == {*refs}
-    assert not [path for path in hub.files(REPO) if path.startswith("v1/lists")]
+    _put(_store(hub), tmp_path, "model-7", 1)
+    assert {entry.ref for entry in _store(hub).entries() if entry.ref.name != "model-7"} == left
+    for ref, _ in list(_store(hub).refs()):
+        _store(hub).remove(ref)
+    assert list(_store(hub).entries()) == []
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("../../../../../../api/whoami-v2", "is not allowed"),
+        ("\x1b[31mred", "is not allowed"),
+        ("model-9", "other entries than its catalogue says"),  # another's part under its own name
+    ],
+)
+def test_a_part_by_a_name_that_is_none_or_not_its_own_is_refused(name: str, what: str, hub: Hub, tmp_path: Path) -> None:
+    _fill(hub, tmp_path)
+    catalogue = json.loads(hub.read(REPO, CATALOGUE))
+    catalogue["parts"][name] = catalogue["parts"].pop("model-0")
+    if name == "model-9":
+        hub.write(REPO, "v1/lists/model-9", hub.read(REPO, "v1/lists/model-0"))
+    hub.write(REPO, CATALOGUE, encode(catalogue))
+    hub.requests.clear()
+    with pytest.raises(Corrupt, match=what):
+        list(_store(hub).entries())
+    assert not [request for request in hub.requests if "whoami" in request.path]
+
+
+@pytest.mark.usefixtures("short")
+def test_a_part_that_grows_without_end_is_given_up(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fill(hub, tmp_path)
+    bomb = zstandard.ZstdCompressor().compress(b"[" + b" " * (64 << 20))  # 6 KB that say how much they are
+    catalogue = json.loads(hub.read(REPO, CATALOGUE))
+    catalogue["parts"]["model-0"]["digest"] = str(Digest.of(bomb))
+    hub.write(REPO, "v1/lists/model-0", bomb)
+    hub.write(REPO, CATALOGUE, encode(catalogue))
+    monkeypatch.setattr("aot.cache_store.hub_list.MAX_UNPACKED", 1 << 20)
+    with pytest.raises(Corrupt, match="take more than"):
+        list(_store(hub).entries())
 
 
 @pytest.mark.usefixtures("short")

@@ -38,7 +38,7 @@ def _known(**parts: str) -> Known:
 
 def _entry(created: str = "2026-01-01T00:00:00Z", *, left: tuple[str, ...] = (), **parts: str) -> Entry:
     key = {name: value for name, value in {**PARTS, **parts}.items() if name not in left}
-    measured = {"compile_s": {"transformer-0.so": 20.0, "vae.decoder-1.so": 10.0}, "peak_memory": 3 << 30}
+    measured = {"compile_s": {"transformer-0.so": 20.0, "vae.decoder-1.so": 10.0}, "memory": {"peak_bytes": 3 << 30}}
     ref = Ref(key["recipe"], Key(key).digest)
     fields: dict[str, Any] = {"size": 1, "producer": {"cold_build": "40.0"}, "measured": measured, "certificate": {}}
     return Entry(ref=ref, digest=Digest.of(str(key).encode()), created=created, key=key, **fields)
