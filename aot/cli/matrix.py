@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -16,6 +17,7 @@ from aot.choice import choice
 from aot.cli.app import PLAIN
 from aot.cli.request import Json
 from aot.cli.text import print_json, print_table, size
+from aot.environment import SIGNING_KEY
 from aot.errors import INCOMPLETE, INTERRUPTED, REGRESSED, BadInput
 
 if TYPE_CHECKING:
@@ -50,10 +52,10 @@ Jobs: TypeAlias = Annotated[
 
 
 @matrix.command("plan")
-def plan(file: File, store: Store = "", shard: Shard = "", json: Json = False) -> None:
+def plan(file: File, store: Store = "", shard: Shard = "", on: On = "local", json: Json = False) -> None:
     """Tell what the store has of a matrix, what is to build and why, and what that will take. Nothing is built."""
     found = _read(file, store, shard)
-    states = _states(found, _entries(found))
+    states = _states(found, _entries(found), away=choice(on, known=ENGINES, field="--on") != "local")
     if json:
         print_json({"store": found.store, "cells": [state.to_json() for state in states]})
         return
@@ -84,7 +86,7 @@ def build(
     """Build what the store lacks of a matrix. A cell that fails does not stop the others; what is finished is in the store."""
     found = _read(file, store, shard)
     engine = _engine(on, found.store, address=address, jobs=jobs, image=image, namespace=namespace)
-    _drive(_states(found, _entries(found)), engine, found.store, json=json)
+    _drive(_states(found, _entries(found), away=engine.away), engine, found.store, json=json)
 
 
 @matrix.command("watch")
@@ -105,14 +107,15 @@ def watch(
     found = _read(file, store, "")
     engine = _engine(on, found.store, address=address, jobs=jobs, image=image, namespace=namespace)
     published = releases(os.environ)
-    states = _states(found, _entries(found))
-    added = [state for release in published if release.name == "torch" for state in with_torch(states, release)]
-    moved = [*(state for state in states if state.to_build), *added]
+    added, why = with_torch(found.cells, published)
+    states = _states(replace(found, cells=(*found.cells, *added)), _entries(found), away=engine.away)
+    states = [replace(state, why=why) if state.cell in added and state.to_build else state for state in states]
+    moved = [state for state in states if state.to_build]
     for release in published:
         if release.is_new and release.name != "torch":
             print(f"{release}: install it, and the plan says which cells' code it moves", file=sys.stderr)
     if do_build:
-        _drive([*states, *added], engine, found.store, json=json)
+        _drive(states, engine, found.store, json=json)
     elif json:
         told = [{"name": one.name, "here": one.here, "newest": one.newest} for one in published]
         print_json({"published": told, "moved": [state.to_json() for state in moved]})
@@ -157,7 +160,7 @@ def report(
     allowed = _share(fail_over)
     found = _read(file, store, "")
     entries = _entries(found)
-    states = _states(found, entries)
+    states = _states(found, entries, away=True)
     course = courses(entries)
     slower = [one for one in course if allowed is not None and one.slower() > allowed]
     if html:
@@ -186,13 +189,16 @@ def _share(text: str) -> float | None:
 
 
 def _read(file: Path, store: str, shard: str) -> Matrix:
-    from dataclasses import replace
-
     from aot.fleet.matrix import Matrix
 
     found = Matrix.read(file)
-    found = replace(found, store=store or found.store)
+    found = replace(found, store=_located(store or found.store))
     return found.shard(shard) if shard else found
+
+
+def _located(store: str) -> str:
+    """A folder by its whole path: a worker runs in another."""
+    return str(Path(store).expanduser().absolute()) if store and "://" not in store else store
 
 
 def _entries(found: Matrix) -> list[Entry]:
@@ -202,12 +208,12 @@ def _entries(found: Matrix) -> list[Entry]:
     return list((open_remote(found.store) if found.store else local).entries())
 
 
-def _states(found: Matrix, entries: list[Entry]) -> list[State]:
+def _states(found: Matrix, entries: list[Entry], *, away: bool) -> list[State]:
     from aot.cache_store.root import default_root
     from aot.fleet.keys import Keys
     from aot.fleet.state import states
 
-    keys = Keys(default_root(os.environ), os.environ, found=lambda cell: print(f"looking into {cell}", file=sys.stderr))
+    keys = Keys(default_root(os.environ), os.environ, away=away, found=lambda cell: print(f"looking into {cell}", file=sys.stderr))
     return states(found.cells, keys.of(found.cells), entries)
 
 
@@ -232,7 +238,7 @@ def _engine(on: str, store: str, **given: str | int) -> Engine:
         return OnRay(str(given["address"]))
     from aot.fleet.on_jobs import OnJobs
 
-    return OnJobs(str(given["image"]), store, str(given["namespace"]), jobs or 8)
+    return OnJobs(str(given["image"]), store, str(given["namespace"]), os.environ.get(SIGNING_KEY, ""), jobs or 8)
 
 
 def _cells(state: State) -> tuple[str, ...]:

@@ -8,11 +8,10 @@ from typing import Annotated, TypeAlias
 import typer
 
 from aot.choice import choice
-from aot.errors import BadInput
 from aot.recipes import find
 from aot.request.compilation import on_machine
 from aot.request.mode import COMBINATIONS, WORDS
-from aot.request.options import DEFAULT_MODE, Options
+from aot.request.options import DEFAULT_MODE, Options, option_of
 from aot.request.recipe import Recipe
 from aot.request.request import Request
 from aot.request.shape import Shape
@@ -120,7 +119,7 @@ def parse(
 
 def parse_options(mode: str, memory_format: str, given: list[str], *, dynamic: bool) -> Options:
     """Raises BadInput naming the option that is not NAME=VALUE, or not known."""
-    options = dict(map(_pair, given))
+    options = dict(map(option_of, given))
     return Options.parse({"mode": mode or DEFAULT_MODE, "memory_format": memory_format, "dynamic": dynamic, "options": options})
 
 
@@ -131,20 +130,6 @@ def listed(text: str) -> tuple[str, ...]:
 
 def _listed(name: str, recipe: Recipe) -> tuple[Shape, ...]:
     return recipe.seed_shapes if name and choice(name, known=("seed",), field="--shapes") else ()
-
-
-def _pair(text: str) -> tuple[str, bool | int | float | str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise BadInput(f"--option {text!r} is not NAME=VALUE.", remedy="for example --option inductor.epilogue_fusion=false.")
-    if value in ("true", "false"):
-        return name, value == "true"
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            continue
-    return name, value
 
 
 __all__ = ["parse", "parse_options"]

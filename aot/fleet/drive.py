@@ -13,7 +13,7 @@ from typing import Any
 from aot.fleet.engine import Engine
 from aot.fleet.matrix import Cell
 from aot.fleet.state import State
-from aot.fleet.work import Row, Task
+from aot.fleet.work import NO_GPU, Row, Task
 from aot.machine.sku import find_sku
 
 JOURNAL = "matrix.jsonl"  # in the store's root: a row for every cell that was tried
@@ -46,7 +46,7 @@ def drive(
     missing = [state for state in states if state.to_build]
     engine.check([state.cell for state in missing])
     rows: list[Row] = []
-    with closing(_rows(engine, [(state.cell, task_of(state.cell, store)) for state in missing], begun)) as found:
+    with closing(_rows(engine, [(state.cell, task_of(state.cell, store, away=engine.away)) for state in missing], begun)) as found:
         for row in found:
             rows.append(row)
             note(root, row)
@@ -58,9 +58,12 @@ def _rows(engine: Engine, tasks: Sequence[tuple[Cell, Task]], begun: Callable[[s
     yield from engine.run(tasks, begun)
 
 
-def task_of(cell: Cell, store: str) -> Task:
-    device = find_sku(cell.gpu).name if cell.tuned else ""
-    return Task(str(cell), tuple(cell.arguments()), max(cell.cpus, 1), store, device)
+def task_of(cell: Cell, store: str, *, away: bool = False) -> Task:
+    """Where it runs `away`, what needs no GPU sees none: every machine makes the same of it."""
+    device = find_sku(cell.gpu).name if cell.on_gpu else ""
+    hidden = NO_GPU if away and not cell.on_gpu else {}
+    words = [str(Path(word).absolute()) if word in cell.paths() else word for word in cell.arguments()]
+    return Task(str(cell), tuple(words), max(cell.cpus, 1), store, device, hidden)
 
 
 def note(root: Path, row: Row) -> None:

@@ -6,14 +6,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from aot.fleet.matrix import Cell
 from aot.fleet.work import Row, Task, attempt, end_children
 
 
 class Engine(Protocol):
-    """Runs tasks, as many at once as there is room for."""
+    """Runs tasks, as many at once as there is room for. `away`: on machines that may have other GPUs than this one, or none."""
+
+    away: ClassVar[bool]
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Raises BadInput or BadEnvironment for what it could never run, before anything is begun."""
@@ -29,6 +31,7 @@ class Here:
     """This machine: as many cells at once as its processors have room for, or `jobs`."""
 
     jobs: int = 0
+    away: ClassVar[bool] = False
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Everything may be tried here; what lacks its GPU says so by itself."""

@@ -14,6 +14,8 @@ from typing import Any, Self
 from aot.choice import choice
 from aot.errors import BadInput
 from aot.machine.sku import CPU, find_sku
+from aot.request.mode import NO_WORDS, TIMED_OPTIONS, Mode
+from aot.request.options import Options, option_of
 
 # what `aot build` takes of a model, and how its value is written in the file; the axes are beside them
 _TEXTS = ("variant", "guidance", "dtype", "scope", "components", "lora-targets", "weights", "revision", "name", "memory-format")
@@ -57,10 +59,23 @@ class Cell:
     def variant(self) -> str:
         return dict(zip(self.options, self.options[1:], strict=False)).get("--variant", "")
 
+    def paths(self) -> list[str]:
+        """What it names that is a file or folder of this machine."""
+        options = dict(zip(self.options, self.options[1:], strict=False))
+        return [text for text in (self.what, options.get("--weights", "")) if text and not is_recipe(text) and Path(text).exists()]
+
     @property
-    def tuned(self) -> bool:
-        """Whether kernels are timed, and so the GPU itself is needed: a mode was asked for, and `untuned` was not."""
-        return self.gpu != CPU and bool(self.mode) and "--untuned" not in self.options
+    def on_gpu(self) -> bool:
+        """Whether the GPU itself is needed: its mode or an option of Inductor's times kernels, or folds weights into the code on it."""
+        if self.gpu == CPU or "--untuned" in self.options:
+            return False
+        mode = Mode.parse(self.mode or NO_WORDS)
+        return bool(mode.timed or mode.freezing or TIMED_OPTIONS & {name.removeprefix("inductor.") for name in self._options()})
+
+    def _options(self) -> Iterator[str]:
+        for option, value in zip(self.options, self.options[1:], strict=False):
+            if option == "--option":
+                yield value.partition("=")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +140,8 @@ def _cells(model: Mapping[str, Any], top: Mapping[str, Any], name: str) -> Itera
         raise BadInput(f"{where}: no gpus.", remedy='for example gpus = ["h200", "rtx-4090"], at the top of the file or in [[model]].')
     sizes = _sizes(model, what, where)
     options = tuple(_options(model, where))
+    for mode in modes or [""]:
+        Options.parse({"mode": mode, "options": dict(map(option_of, _axis(model.get("option", []), "option", where)))})
     cpus, memory = (_number(model.get(key, top.get(key, default)), key, where) for key, default in (("cpus", 1), ("memory", 0)))
     for gpu, torch, mode, size in product(map(_gpu, gpus), versions or [""], modes or [""], sizes):
         yield Cell(what, gpu, torch, mode, size, options, cpus, memory * _GIB or DEFAULT_MEMORY)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
 
+from aot.environment import SIGNING_KEY
 from aot.errors import BadEnvironment, BadInput
 from aot.fleet.matrix import Cell
 from aot.fleet.work import Row, Task, WrongDevice, work
@@ -43,24 +44,27 @@ class OnRay:
     this machine."""
 
     address: str = ""
+    away: ClassVar[bool] = True
 
     def check(self, cells: Sequence[Cell]) -> None:
-        """Raises BadEnvironment where there is no Ray or no cluster, BadInput for a cell whose GPU no node has: Ray would wait for
-        one for ever."""
+        """Raises BadEnvironment where there is no Ray or no cluster, BadInput for a cell that no node can run: Ray would wait for one
+        for ever."""
         ray = self._connect()
         nodes = [node for node in ray.nodes() if node["Alive"]]
         for cell in cells:
-            if (wanted := selector(cell)) and not any(_has(node, wanted) for node in nodes):
+            wanted = selector(cell)
+            fitting = [node for node in nodes if _has(node, wanted)]
+            if not fitting:
                 label = ", ".join(f"{name}={value}" for name, value in wanted.items())
                 raise BadInput(
-                    f"{cell}: kernels are tuned on the GPU itself, and no node of the cluster has the label {label}.",
+                    f"{cell}: it needs the GPU itself, and no node of the cluster has the label {label}.",
                     remedy="add such a node, or build without the GPU: untuned = true.",
                 )
-            if not any(
-                node["Resources"].get("CPU", 0) >= cell.cpus and node["Resources"].get("memory", 0) >= cell.memory for node in nodes
-            ):
+            needed = {"CPU": cell.cpus, "memory": cell.memory, "GPU": int(cell.on_gpu)}
+            if not any(all(node["Resources"].get(name, 0) >= count for name, count in needed.items()) for node in fitting):
+                of = f" a GPU, {' '.join(wanted.values())}," if wanted else ""
                 raise BadInput(
-                    f"{cell}: no node of the cluster has {cell.cpus} CPUs and {cell.memory >> 20} MiB of memory.",
+                    f"{cell}: no node of the cluster has{of} {cell.cpus} CPUs and {cell.memory >> 20} MiB of memory.",
                     remedy="ask for less: cpus, memory (GiB) in the file.",
                 )
 
@@ -79,7 +83,7 @@ class OnRay:
             }
             if wanted := selector(cell):
                 options |= {"num_gpus": 1, "label_selector": wanted}
-            refs[remote.options(**options).remote(asdict(task))] = task
+            refs[remote.options(**options).remote(asdict(_there(task)))] = task
         try:
             for task in refs.values():
                 begun(task.name)
@@ -106,12 +110,18 @@ class OnRay:
 
 def selector(cell: Cell) -> dict[str, str]:
     """The labels of the nodes that may build a cell; none where no GPU is needed. Raises BadInput for a GPU that Ray has no name of."""
-    if not cell.tuned:
+    if not cell.on_gpu:
         return {}
     name = find_sku(cell.gpu).name
     family = next((family for beginning, family in _FAMILIES.items() if name.startswith(beginning)), "")
     family = family or name.removeprefix("NVIDIA ").replace(" ", "-")  # a GeForce by its name with hyphens
     return {_LABEL: family}
+
+
+def _there(task: Task) -> Task:
+    """As a node is told of it. A key that is asked for to sign with is a file there too: under the same path, and nobody sends it."""
+    signing = {SIGNING_KEY: path} if (path := os.environ.get(SIGNING_KEY)) else {}
+    return replace(task, environ={**task.environ, **signing})
 
 
 def _has(node: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from aot.artifact.key import Key
 from aot.cache_store.store import Entry
-from aot.fleet.keys import Known
+from aot.fleet.keys import PER_TORCH, Known
 from aot.fleet.matrix import Cell
 from aot.machine.sku import CPU, find_sku
 
 _FIRST = ("recipe", "variant", "target.sku", "target.torch", "mode", "shapes")  # in which two artifacts are most alike
 _LOOKED_AT = 50  # the newest of a name
-_OF_TUNING = ("tuning", "layers")  # what a build on the GPU itself has otherwise than one without it
+_OF_GPU = ("tuning", "layers")  # what a build on the GPU itself has otherwise than one without it
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,34 +58,41 @@ class _Stored:
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self._by_key: dict[str, Entry] = {}
+        self._similar: dict[int, Entry] = {}
         self._alike: dict[tuple[str, str], list[Entry]] = defaultdict(list)
         self._named: dict[str, list[Entry]] = defaultdict(list)
         for entry in sorted(entries, key=lambda entry: entry.created):
             self._by_key[entry.ref.key.hex] = entry
+            self._similar[_but(entry.key, "layers")] = entry
+            self._similar[_but(entry.key, "layers", *PER_TORCH[1:])] = entry
             self._alike[entry.ref.name, entry.key.get("target.sku", "")].append(entry)
             self._named[entry.ref.name].append(entry)
 
     def state(self, cell: Cell, known: Known) -> State:
-        if known.key is None:
+        wanted = known.key or known.like
+        if wanted is None:
             return State(cell, known, why=known.why)
-        name, parts = known.key.parts["recipe"], known.key.parts
-        entry = self._by_key.get(known.key.digest.hex)
-        alike = self._alike.get((name, parts.get("target.sku", "")), [])[-_LOOKED_AT:]
-        if entry is None and cell.tuned:
-            entry = next((one for one in reversed(alike) if _same_but_tuned(one, known.key)), None)
-        if entry is not None:
+        if (entry := self._there(cell, known, wanted)) is not None:
             return State(cell, known, entry)
-        wanted = known.key
+        name = wanted.parts["recipe"]
+        alike = self._alike.get((name, wanted.parts.get("target.sku", "")), [])[-_LOOKED_AT:]
         nearest = min(alike, key=lambda one: _distance(one, wanted), default=None)
         like = nearest or max(self._named.get(name, [])[-_LOOKED_AT:], key=lambda one: _likeness(one, wanted), default=None)
         seconds, memory = _took(like, len(known.graphs)) if like else (None, None)
-        return State(cell, known, None, _moved(nearest, wanted, cell), seconds, memory)
+        return State(cell, known, None, known.why or _moved(nearest, wanted, cell), seconds, memory)
+
+    def _there(self, cell: Cell, known: Known, wanted: Key) -> Entry | None:
+        """The artifact of that key. One that the GPU itself built is that of a cell which needs no GPU too; for one that does, nothing
+        else will do."""
+        if not known.simulated:
+            return self._by_key.get(wanted.digest.hex) if known.key else self._similar.get(_but(wanted.parts, "layers"))
+        tuned = None if "--untuned" in cell.options else self._similar.get(_but(wanted.parts, *_OF_GPU))
+        return tuned or (None if cell.on_gpu else self._similar.get(_but(wanted.parts, "layers")))
 
 
-def _same_but_tuned(entry: Entry, key: Key) -> bool:
-    """Whether an artifact is that of the key but for what being built on the GPU itself changes."""
-    mine = {name: value for name, value in key.parts.items() if name not in _OF_TUNING}
-    return "tuning" not in entry.key and mine == {name: value for name, value in entry.key.items() if name not in _OF_TUNING}
+def _but(parts: Mapping[str, str], *names: str) -> int:
+    """What is the same for two keys that differ in parts of these names alone: a number, for the parts of 100,000 take a gigabyte."""
+    return hash(frozenset((name, value) for name, value in parts.items() if name not in names))
 
 
 def _distance(entry: Entry, key: Key) -> int:

@@ -1,4 +1,4 @@
-"""Watch: what was published since a matrix was built, and which of its cells that moves."""
+"""Watch: what was published since a matrix was built, and which cells that adds."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from packaging.version import Version
 
 from aot.compiler.isolated import find_uv
 from aot.errors import BadEnvironment
-from aot.fleet.keys import Known
-from aot.fleet.state import State
+from aot.fleet.matrix import Cell
 from aot.machine.target import TORCH_BELOW, TORCH_MIN
 
 _WATCHED = {"torch": f">={TORCH_MIN},<{TORCH_BELOW}", "diffusers": "", "transformers": ""}
@@ -46,22 +45,13 @@ def releases(environ: Mapping[str, str]) -> list[Release]:
     return [Release(name, Version(version(name)).public, found[name]) for name in _WATCHED if name in found]
 
 
-def with_torch(states: Sequence[State], release: Release) -> list[State]:
-    """The cells that a new torch adds: each one of the matrix, for that version. What they take is what its newest artifact took."""
-    known = {state.cell.torch for state in states}
-    if release.newest in known or not release.is_new:
-        return []
-    newest = max(known, key=lambda text: Version(text or release.here))
-    why = f"torch {release.newest} is published, the newest of the matrix is {newest or release.here}"
-    return [
-        State(replace(state.cell, torch=release.newest), Known(None, why=why), None, why, _seconds(state), state.memory)
-        for state in states
-        if state.cell.torch == newest
-    ]
-
-
-def _seconds(state: State) -> float | None:
-    if state.entry is None:
-        return state.seconds
-    told = state.entry.producer.get("cold_build")
-    return float(told) if told else None
+def with_torch(cells: Sequence[Cell], published: Sequence[Release]) -> tuple[list[Cell], str]:
+    """The cells that a torch newer than any of the matrix adds, each one of its newest for that version; and why, in words."""
+    torch = next((release for release in published if release.name == "torch"), None)
+    if torch is None:
+        return [], ""
+    newest = max({cell.torch or torch.here for cell in cells}, key=Version)
+    if Version(torch.newest) <= Version(Version(newest).public):
+        return [], ""
+    why = f"torch {torch.newest} is published, the newest of the matrix is {newest}"
+    return [replace(cell, torch=torch.newest) for cell in cells if (cell.torch or torch.here) == newest], why

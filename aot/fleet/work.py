@@ -12,14 +12,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-from aot.environment import BUILD_CPUS
+from aot.environment import BUILD_CPUS, SIGNING_KEY, SIGNING_PEM
 
 ROW = "AOT-ROW "  # begins the line that a worker without another way to answer writes last
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # the environment of a build that is to be the same wherever it runs
 _TAIL = 4000  # characters of what a failed command said that travel with its row
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _libc = ctypes.CDLL(None)
@@ -180,12 +183,27 @@ def _check_device(name: str) -> None:
     from aot.machine.device import gpus_here
 
     if not gpus_here() or gpus_here()[0] != name:
-        raise WrongDevice(f"this machine has {gpus_here()[:1] or 'no GPU'}, and the cell is tuned on {name}")
+        raise WrongDevice(f"this machine has {gpus_here()[:1] or 'no GPU'}, and the cell needs {name}")
+
+
+@contextmanager
+def _signing(pem: str) -> Iterator[dict[str, str]]:
+    """The key as a file, for as long as the work takes."""
+    if not pem:
+        yield {}
+        return
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "signing.pem"
+        file.touch(0o600)
+        file.write_text(pem)
+        yield {SIGNING_KEY: str(file)}
 
 
 def main() -> None:
     """A worker that is a process of its own: `python -m aot.fleet.work TASK`."""
-    row = attempt(Task(**json.loads(sys.argv[1])))
+    task = Task(**json.loads(sys.argv[1]))
+    with _signing(os.environ.pop(SIGNING_PEM, "")) as environ:
+        row = attempt(replace(task, environ={**task.environ, **environ}))
     sys.stdout.write(f"{row.log if row.status else row.digest}\n{ROW}{json.dumps(row.to_json())}\n")
     sys.stdout.flush()
     sys.exit(row.status)

@@ -60,7 +60,7 @@ class LiveWeights:
         """The weights, in the order of `names`, None in the place of one that is there and None; None when one is nowhere, or is
         wrapped otherwise than it was."""
         try:
-            found = list(map(getitem, self._owners, self._keys))
+            found = self.held()
             if self._inner:
                 if not all(assembly and assembly.same(found[place]) for place, assembly in self._wrapped):
                     return None
@@ -69,6 +69,10 @@ class LiveWeights:
         except (KeyError, AttributeError):
             return None
         return found
+
+    def held(self) -> list[Any]:
+        """What the modules themselves hold in the place of each. Raises KeyError."""
+        return list(map(getitem, self._owners, self._keys))
 
     def specs(self) -> list[TensorSpec]:
         return [TensorSpec.of(tensor) for tensor in self.tensors() or ()]
@@ -149,13 +153,14 @@ def unbacked(tensor: torch.Tensor, span: int) -> str | None:
 class Frozen:
     """The weights of a module as they were when a graph that has them inside was loaded."""
 
-    __slots__ = ("_dtypes", "_identities", "_live", "_places", "_tensors", "_versions")
+    __slots__ = ("_dtypes", "_held", "_identities", "_live", "_places", "_versions")
 
     def __init__(self, module: nn.Module) -> None:
         self._live = LiveWeights(module)
-        self._tensors = self._live.tensors() or []  # kept: an identity could be given to another tensor once this one is gone
-        self._identities, self._versions = list(map(id, self._tensors)), _versions(self._tensors)
-        self._dtypes, self._places = _dtypes(self._tensors), _places(self._tensors)
+        self._held = self._live.held()  # kept: an identity could be given to another tensor once this one is gone
+        tensors = self._live.tensors() or []  # of what is packed new ones each time, of the same memory and writes
+        self._identities, self._versions = list(map(id, self._held)), _versions(tensors)
+        self._dtypes, self._places = _dtypes(tensors), _places(tensors)
 
     @classmethod
     def unknown(cls) -> Self:
@@ -171,7 +176,7 @@ class Frozen:
         time of decoding has not changed them.
         """
         tensors = self._live.tensors()
-        if tensors is None or list(map(id, tensors)) != self._identities or _versions(tensors) != self._versions:
+        if tensors is None or list(map(id, self._live.held())) != self._identities or _versions(tensors) != self._versions:
             return _OTHERS
         return None if _dtypes(tensors) != self._dtypes or _places(tensors) == self._places else _OTHERS
 

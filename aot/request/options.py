@@ -85,6 +85,21 @@ class Options:
         return self.mode.process | parse_options(self.options)[1]
 
 
+def option_of(text: str) -> tuple[str, Setting]:
+    """An option as the command line has it. Raises BadInput naming one that is not NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise BadInput(f"--option {text!r} is not NAME=VALUE.", remedy="for example --option inductor.epilogue_fusion=false.")
+    if value in ("true", "false"):
+        return name, value == "true"
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value
+
+
 def memory_format(given: Any) -> str:
     """The canonical word; nexfort's users also write `torch.channels_last` and `contiguous_format`."""
     text = "preserve" if given is None else str(given).removeprefix("torch.").removesuffix("_format")

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -88,10 +89,10 @@ def test_a_matrix_is_planned_built_into_a_shared_store_and_not_built_again(machi
 def test_a_machine_with_another_gpu_is_no_place_for_a_tuned_cell() -> None:
     task = task_of(replace(THERE, gpu="h200", mode="max-autotune"), "")
     assert task.device == "NVIDIA H200"
-    with pytest.raises(WrongDevice, match="tuned on a GPU that nobody has"):
+    with pytest.raises(WrongDevice, match="needs a GPU that nobody has"):
         work(replace(task, device="a GPU that nobody has"))
     (row,) = drive(_to_build(replace(THERE, gpu="b200", mode="max-autotune")), Here(), store="", root=Path("/tmp")).rows
-    assert (row.status, "tuned on NVIDIA B200" in row.said) == (3, True)
+    assert (row.status, "needs NVIDIA B200" in row.said) == (3, True)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,16 @@ def test_a_machine_with_another_gpu_is_no_place_for_a_tuned_cell() -> None:
 )
 def test_the_sentence_of_a_command_is_our_own_error_or_its_last_line(stderr: str, said: str) -> None:
     assert sentence(stderr) == said
+
+
+def test_what_runs_elsewhere_sees_no_gpu_without_need_and_is_told_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("flux.json").touch()
+    cell = Cell("flux.json", "h200")
+    assert task_of(cell, "").environ == {}
+    away = task_of(cell, "", away=True)
+    assert (away.environ, away.arguments[0]) == ({"CUDA_VISIBLE_DEVICES": ""}, str(tmp_path / "flux.json"))
+    assert task_of(replace(cell, mode="max-autotune"), "", away=True).environ == {}
 
 
 def test_as_many_cells_run_here_as_have_room_and_one_always_does() -> None:
@@ -119,9 +130,13 @@ def test_as_many_cells_run_here_as_have_room_and_one_always_does() -> None:
 def test_a_driver_that_is_ended_leaves_nothing_running_and_loses_nothing_that_is_finished(
     how: signal.Signals, status: int, words: str, machine: Path, tmp_path: Path
 ) -> None:
-    file = _matrix(tmp_path, "33x33", "128x128")
+    size = f"128x{128 + 16 * how}"
+    file = _matrix(tmp_path, "33x33", size)
     child = subprocess.Popen(  # the signal goes to the driver alone, as a scheduler's does
-        [sys.executable, "-m", "aot.cli.app", "matrix", "build", str(file), "--jobs", "1"], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "aot.cli.app", "matrix", "build", str(file), "--jobs", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - a suite in the background ignores it
     )
     assert child.stderr is not None
     for line in child.stderr:
@@ -132,7 +147,7 @@ def test_a_driver_that_is_ended_leaves_nothing_running_and_loses_nothing_that_is
     assert words in child.stderr.read()
     assert child.wait(60) == status
     assert [row["status"] for row in journal(machine)] == [2]
-    assert not _running("128x128")
+    assert not _running(size)
 
 
 def _running(word: str) -> bool:
@@ -160,7 +175,7 @@ def cluster(machine: Path) -> Iterator[Cluster]:
 
 
 def _node(cluster: Cluster, **more: Any) -> Any:
-    return cluster.add_node(num_cpus=1, memory=4 << 30, object_store_memory=80 << 20, **more)
+    return cluster.add_node(**{"num_cpus": 1, "memory": 4 << 30, "object_store_memory": 80 << 20, **more})
 
 
 def _on(cluster: Cluster) -> OnRay:
@@ -177,6 +192,12 @@ def test_a_cell_for_a_gpu_that_no_node_has_is_refused_by_name_before_anything_is
         engine.check([replace(tuned, gpu="rtx-4090")])
     with pytest.raises(BadInput, match="no node of the cluster has 64 CPUs"):
         engine.check([replace(THERE, cpus=64)])
+    _node(cluster, num_cpus=8, labels={"ray.io/accelerator-type": "A100"})
+    cluster.wait_for_nodes()
+    engine.check([replace(THERE, cpus=8)])
+    for wide in (replace(tuned, gpu="h200", cpus=8), replace(tuned, gpu="a100-sxm4-80gb")):  # each has a part of it: no processors, no GPU
+        with pytest.raises(BadInput, match="no node of the cluster has a GPU, "):
+            engine.check([wide])
     assert selector(replace(THERE, gpu="h200")) == {}
     assert selector(replace(tuned, gpu="a100-sxm4-80gb")) == {"ray.io/accelerator-type": "A100"}
 

@@ -52,7 +52,24 @@ def test_a_cell_is_one_build_of_every_axis(tmp_path: Path) -> None:
         *("--shape", "256x256", "--shape", "512x512", "--variant", "small", "--lora-rank", "8", "--dynamic"),
     ]
     assert last.arguments() == ["record.json", "--gpu", "h200"]
-    assert [cell.tuned for cell in (first, last)] == [True, False]
+    assert [cell.on_gpu for cell in (first, last)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "mode", "options", "needed"),
+    [
+        ("h200", "", (), False),
+        ("h200", "low-precision", (), False),
+        ("h200", "max-autotune", (), True),
+        ("h200", "O3", ("--untuned",), False),
+        ("h200", "freezing", (), True),
+        ("h200", "", ("--option", "inductor.max_autotune=true"), True),
+        ("h200", "", ("--option", "inductor.epilogue_fusion=false"), False),
+        ("cpu", "max-autotune", (), False),
+    ],
+)
+def test_a_gpu_is_needed_by_what_times_kernels_or_folds_weights(gpu: str, mode: str, options: tuple[str, ...], needed: bool) -> None:
+    assert Cell("pixart-alpha", gpu, mode=mode, options=options).on_gpu is needed
 
 
 def test_sizes_of_what_is_no_recipe_are_calls() -> None:

@@ -12,7 +12,7 @@ import pytest
 from aot.artifact.key import Key
 from aot.cache_store.digest import Digest
 from aot.cache_store.store import Entry, Ref
-from aot.fleet.keys import Keys, Known
+from aot.fleet.keys import Keys, Known, _is_fixed
 from aot.fleet.matrix import Cell
 from aot.fleet.state import states
 
@@ -76,19 +76,68 @@ def test_a_cell_whose_key_is_not_known_is_to_build_and_says_why() -> None:
     assert "torch 2.13.0" in state.why
 
 
-def test_a_tuned_cell_is_there_when_the_gpu_itself_built_it_and_not_when_it_was_built_without() -> None:
-    tuned = replace(CELL, mode="max-autotune")
-    (state,) = states([tuned], [_known()], [_entry(layers="graph,cache", left=("tuning",))])
-    assert not state.to_build
-    (state,) = states([tuned], [_known(shapes="32x32")], [_entry(layers="graph,cache", left=("tuning",))])
-    assert state.to_build
+@pytest.mark.parametrize(
+    ("mode", "options", "wanted", "by_simulation", "by_gpu"),
+    [
+        ("", (), "heuristics", True, True),  # what can be built there: the GPU's own is better
+        ("max-autotune", (), "heuristics", False, True),  # a plan without the GPU leaves the timing out, and the artifact must not
+        ("max-autotune", ("--untuned",), "heuristics", True, False),
+        ("low-precision", (), None, True, True),
+    ],
+)
+def test_a_cell_is_there_when_what_it_needs_built_it(
+    mode: str, options: tuple[str, ...], wanted: str | None, by_simulation: bool, by_gpu: bool
+) -> None:
+    cell = replace(CELL, mode=mode, options=(*CELL.options, *options))
+    left = () if wanted else ("tuning",)
+    known = replace(_known(), key=Key({name: value for name, value in PARTS.items() if name not in left}), simulated=True)
+    for entry, there in ((_entry(left=left), by_simulation), (_entry(layers="graph cache", left=("tuning",)), by_gpu)):
+        (state,) = states([cell], [known], [entry])
+        assert state.to_build is not there
+        (state,) = states([cell], [replace(known, key=Key({**known.key.parts, "shapes": "32x32"}))], [entry])  # type: ignore[union-attr]
+        assert state.to_build
 
 
+def test_where_the_gpu_is_here_only_what_it_built_is_there() -> None:
+    known = Known(Key({name: value for name, value in {**PARTS, "layers": "graph cache"}.items() if name != "tuning"}))
+    for entry, there in ((_entry(), False), (_entry(layers="graph cache", left=("tuning",)), True)):
+        (state,) = states([CELL], [known], [entry])
+        assert state.to_build is not there
+
+
+def test_of_a_torch_without_an_environment_its_artifact_is_known_by_all_but_what_comes_with_it() -> None:
+    wanted = {name: value for name, value in PARTS.items() if name != "target.torch"}
+    known = Known(None, ("vae.decoder",), "its torch 2.13.0 has no environment here yet", True, Key({**wanted, "target.torch": "2.13.0"}))
+    built = _entry(**{"target.torch": "2.13.0", "target.cuda": "13.0", "target.triton": "3.7.0"})
+    (state,) = states([replace(CELL, torch="2.13.0")], [known], [built])
+    assert state.entry is built
+    (state,) = states([replace(CELL, torch="2.13.0")], [known], [_entry(**{"target.cuda": "13.0", "target.triton": "3.8.0"})])
+    assert (state.to_build, state.why, state.seconds) == (True, known.why, 25.0)
+
+
+@pytest.mark.compiles
 def test_a_torch_without_an_environment_is_not_made_one_to_know_a_key(tmp_path: Path) -> None:
-    known = Keys(tmp_path, os.environ).of([replace(CELL, torch="2.11.0")])
-    assert known[0].key is None
-    assert "no environment with torch 2.11.0" in known[0].why
-    assert list(tmp_path.iterdir()) == []
+    cell = replace(CELL, options=("--variant", "tiny", "--components", "transformer"))
+    environ = {**os.environ, "AOT_HOME": str(tmp_path)}
+    here, (known,) = (Keys(tmp_path, environ).of([replace(cell, torch=torch)]) for torch in ("", "2.11.0"))
+    assert known.key is None
+    assert "torch 2.11.0 has no environment here" in known.why
+    assert known.like is not None
+    assert here[0].key is not None
+    assert {name for name, *_ in known.like.diff(here[0].key)} == {"target.torch", "target.cuda", "target.triton"}
+    assert not (tmp_path / "environments").exists()
+
+
+@pytest.mark.parametrize("options", [("--module", "mine"), ()])
+def test_what_code_of_the_users_own_makes_is_looked_into_each_time(options: tuple[str, ...], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model_index.json").write_text("{}")
+    assert _is_fixed(Cell(str(folder), "cpu"))
+    if not options:
+        (folder / "modeling.py").touch()
+    assert not _is_fixed(Cell(str(folder), "cpu", options=options))
+    assert not _is_fixed(Cell(str(tmp_path / "recipe.py"), "cpu"))
 
 
 @pytest.mark.compiles

@@ -14,10 +14,8 @@ import pytest
 from packaging.version import Version
 
 from aot.errors import BadEnvironment
-from aot.fleet.keys import Known
-from aot.fleet.state import State
 from aot.fleet.watch import Release, releases, with_torch
-from tests.fleet.test_state import CELL, _entry, _known
+from tests.fleet.test_state import CELL
 
 # an index of our own: a folder of packages is one to uv
 INDEX = ("torch-2.15.9", "torch-2.16.0", "diffusers-0.99.0", "transformers-5.0.0")
@@ -53,16 +51,16 @@ def test_the_newest_that_is_supported_is_told_of_each_library(environ: dict[str,
 
 
 def test_a_new_torch_adds_a_cell_for_each_of_the_newest_that_the_matrix_has() -> None:
-    release = Release("torch", "2.14.1", "2.15.9")
-    there = State(replace(CELL, torch="2.14.1"), _known(), _entry())
-    older = State(replace(CELL, torch="2.13.0"), Known(None), seconds=5.0)
-    (added,) = with_torch([there, older], release)
-    assert (added.cell.torch, added.seconds, added.to_build) == ("2.15.9", 40.0, True)
-    assert "torch 2.15.9 is published, the newest of the matrix is 2.14.1" in added.why
-    (added,) = with_torch([State(CELL, Known(None), seconds=7.0)], release)
-    assert (added.cell.torch, added.seconds) == ("2.15.9", 7.0)
-    assert with_torch([replace(there, cell=replace(CELL, torch="2.15.9"))], release) == []
-    assert with_torch([there], Release("torch", "2.15.9", "2.15.9")) == []
+    published = [Release("diffusers", "0.42.1", "0.99.0"), Release("torch", "2.14.1", "2.15.9")]
+    newest, older = replace(CELL, torch="2.14.1+cpu"), replace(CELL, torch="2.13.0")
+    (added,), why = with_torch([newest, older], published)
+    assert added.torch == "2.15.9"
+    assert why == "torch 2.15.9 is published, the newest of the matrix is 2.14.1+cpu"
+    assert [cell.torch for cell in with_torch([CELL], published)[0]] == ["2.15.9"]
+    assert with_torch([replace(CELL, torch="2.15.9"), older], published)[0] == []
+    assert with_torch([CELL], [Release("torch", "2.15.9", "2.15.9")])[0] == []
+    assert [cell.torch for cell in with_torch([older], [Release("torch", "2.15.9", "2.15.9")])[0]] == ["2.15.9"]
+    assert with_torch([CELL], [])[0] == []
 
 
 def test_watching_builds_nothing_and_tells_a_scheduler(environ: dict[str, str], tmp_path: Path) -> None:

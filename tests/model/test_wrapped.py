@@ -22,7 +22,7 @@ from aot.machine.sku import find_sku
 from aot.model.fingerprint import Fingerprint
 from aot.model.hollow import hollow
 from aot.model.slots import put_slots
-from aot.model.weights import LiveWeights
+from aot.model.weights import Frozen, LiveWeights
 from aot.model.wrapped import Assembly, assemblies, is_wrapped, named_parts, parts, put_together, with_parts
 
 
@@ -83,6 +83,19 @@ def _quantised(scheme: str = "int8 weights") -> Mlp:
 def _plain(weight: torch.Tensor) -> torch.Tensor:
     """What it stands for."""
     return dequantize_gguf_tensor(weight).float() if isinstance(weight, GGUFParameter) else weight.dequantize()
+
+
+@pytest.mark.parametrize("scheme", WRAPPED)
+@pytest.mark.parametrize("how", ["written", "another"])
+def test_weights_inside_a_graph_are_the_same_until_one_is_written_to_or_another(scheme: str, how: str) -> None:
+    module = _quantised(scheme)
+    frozen = Frozen(module)
+    assert frozen.changed() is None
+    if how == "another":
+        module.first.weight = _quantised(scheme).first.weight
+    else:
+        next(tensor for _, tensor in parts(module.first.weight)).zero_()
+    assert "weights were changed" in (frozen.changed() or "")
 
 
 @pytest.mark.parametrize("scheme", WRAPPED)
