@@ -22,6 +22,7 @@ from aot.cache_store.signing import MAX_ENVELOPE, claimed, merge
 from aot.cache_store.store import EVERYTHING, Entry, Ref, check_manifest, leading_to, missing_blob, missing_manifest
 
 Card: TypeAlias = Callable[[Collection[Entry], int], str]  # README.md of the repository, from the newest it holds, and how many there are
+Beside: TypeAlias = Callable[["HubStore"], Mapping[str, Path]]  # what a commit puts at the repository's root, which it may look at
 _Operation: TypeAlias = CommitOperationAdd | CommitOperationDelete
 _MAX_REF = 200  # bytes
 _COMMIT_SECONDS = 600.0
@@ -34,6 +35,7 @@ class HubStore:
         """`revision`: branch, tag or commit. `card` makes the repository's README.md at each write."""
         self.location = f"hf://{repo}"
         self._repo, self._revision, self.card = repo, revision or "main", card
+        self.beside: Beside = lambda _: {}
         self.told: Told = silent
         self._api = api or HfApi()
         self._forget()
@@ -90,7 +92,7 @@ class HubStore:
 
         def change() -> list[_Operation]:
             wanted = {layer.digest for layer in parsed.layers}
-            there = set(self._sizes([f"v1/blobs/{layer.hex}" for layer in wanted]))
+            there = set(self.sizes([f"v1/blobs/{layer.hex}" for layer in wanted]))
             adding: dict[str, Path | bytes] = {f"v1/blobs/{layer.hex}": blobs[layer] for layer in wanted if layer in blobs}
             if absent := [layer for layer in wanted if f"v1/blobs/{layer.hex}" not in {*there, *adding}]:
                 raise missing_blob(absent[0])
@@ -99,6 +101,7 @@ class HubStore:
             if signed := merge(self.envelope(digest), envelope):
                 adding[f"v1/signatures/{digest.hex}"] = signed
             adding[f"v1/refs/{ref.name}/{ref.key.hex}"] = f"{digest}\n".encode()
+            adding |= self.beside(self)
             return [*self._add(adding), *self._listing(self._list.changed(entry=Entry.of(ref, digest, parsed, signers=claimed(signed))))]
 
         def done() -> bool:
@@ -113,7 +116,7 @@ class HubStore:
         def change() -> list[_Operation]:
             gone = set(leading_to(self, culprit))
             files = [f"v1/{kind}/{hex}" for kind in ("blobs", "manifests", "signatures")]
-            found = sorted(self._sizes([*files, *(f"v1/refs/{ref.name}/{ref.key.hex}" for ref in gone)]))
+            found = sorted(self.sizes([*files, *(f"v1/refs/{ref.name}/{ref.key.hex}" for ref in gone)]))
             listed = self._listing(self._list.changed(without=gone)) if gone else []
             return [*(CommitOperationDelete(path) for path in found), *listed]
 
@@ -196,7 +199,11 @@ class HubStore:
     def _add(self, files: Mapping[str, Path | bytes]) -> list[_Operation]:
         return [CommitOperationAdd(path, source) for path, source in sorted(files.items())]
 
-    def _sizes(self, paths: list[str]) -> dict[str, int]:
+    def read(self, path: str, *, limit: int) -> bytes | None:
+        """Any file of the repository, or None. Raises Corrupt for one of more bytes than `limit`."""
+        return self._reader.small(path, limit=limit)
+
+    def sizes(self, paths: list[str]) -> dict[str, int]:
         """Of those files that are there."""
         with hub_errors(self.location):
             found = self._api.get_paths_info(self._repo, paths, revision=self._reader.commit or self._revision)
@@ -217,7 +224,7 @@ class HubStore:
                 serial = self._list.serial
             except Corrupt:
                 serial = int(time.time())  # above any number that was ever counted to
-                if self._sizes([CATALOGUE]):
+                if self.sizes([CATALOGUE]):
                     serial = cut(serial)
             written = self._list.anew(filter(None, map(self._entry, sorted(self._tree("v1/refs")))), serial + 1)
             gone = sorted(path for path in self._tree("v1/lists") if path not in written.files)

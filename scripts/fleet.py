@@ -118,7 +118,7 @@ def planned() -> float:
             raise SystemExit(known.why)
         for cell in Matrix.read(file).cells:
             kept = {"key": {**known.key.parts, "shapes": str(cell)}, "graphs": known.graphs}
-            (home / "plans" / f"{keys._group(cell)}.json").write_text(json.dumps(kept))
+            (home / "plans" / f"{keys._group(cell, simulated=True)}.json").write_text(json.dumps(kept))
         started = time.perf_counter()
         cells = Matrix.read(file).cells
         found = states(cells, Keys(home, os.environ).of(cells), LocalStore(home).entries())

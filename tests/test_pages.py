@@ -13,7 +13,7 @@ import pytest
 import aot
 from aot.cache_store.local import LocalStore
 from aot.cache_store.signing import SigningKey
-from scripts import ledger_svg
+from scripts import for_machines, ledger_svg
 from tests.cache_store.hub_server import Hub
 from tests.pixart import make_pipe
 
@@ -43,7 +43,12 @@ def blocks(page: Path) -> list[Block]:
     return [Block(match["marker"] or "", match["language"], match["text"]) for match in BLOCK.finditer(page.read_text())]
 
 
-PAGES = sorted(path for path in ROOT.rglob("*.md") if not {".venv", ".git"} & {*path.relative_to(ROOT).parts[:1]} and not path.is_symlink())
+MADE = ROOT / "aot" / "SKILL.md"  # of the other pages, which are run
+PAGES = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if not {".venv", ".git"} & {*path.relative_to(ROOT).parts[:1]} and not path.is_symlink() and path != MADE
+)
 OF_COMMANDS = [page for page in PAGES if any(not block.needs for block in blocks(page))]
 
 
@@ -118,3 +123,11 @@ def test_the_picture_is_drawn_from_the_figures_that_are_here() -> None:
 
     figures = ROOT / "scripts" / "results" / "pixart-alpha-small-cpu.json"
     assert figures.with_suffix(".svg").read_text() == ledger_svg.drawn(json.loads(figures.read_text()))
+
+
+def test_the_pages_for_machines_are_what_the_pages_and_the_help_say() -> None:
+    assert (for_machines.FOLDER / "llms.txt").read_text() == for_machines.index()
+    assert MADE.read_text() == for_machines.skill(), "python scripts/for_machines.py"
+    for page in (for_machines.FOLDER / "llms.txt", MADE):
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

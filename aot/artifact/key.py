@@ -11,7 +11,7 @@ from aot.cache_store.digest import Digest
 
 # parts that only a build knows: a running process cannot say which calls somebody asked for, nor need it
 ONLY_ASKED = (
-    *("recipe", "variant", "shapes", "batch", "guidance", "frames", "dynamic", "scope", "layers", "tuning", "also", "lora"),
+    *("recipe", "variant", "shapes", "batch", "guidance", "frames", "dynamic", "scope", "layers", "tuning", "also", "lora", "layout"),
     "signatures/",
 )
 

@@ -26,7 +26,7 @@ from aot.cache_store.store import Store
 from aot.cache_store.trust import Admitted
 from aot.request.mode import Mode
 
-GRAPH, CACHE = "graph", "cache"  # the kinds of layer
+GRAPH, CACHE, SPACES = "graph", "cache", "spaces"  # the kinds of layer; the last is for others to load
 
 
 def open_graphs(

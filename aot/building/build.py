@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from aot.artifact.key import Key
-from aot.artifact.opened import CACHE, GRAPH
+from aot.artifact.opened import CACHE, GRAPH, SPACES
 from aot.building.estimate import expected_seconds
 from aot.cache_store.digest import Digest
 from aot.cache_store.layer import pack
@@ -96,6 +96,8 @@ def build(
             if request.cache_layer:
                 planning.fill_cache(progress)
                 kinds.append(CACHE)
+            if request.layout:
+                kinds.append(SPACES)
             producer = {**_producer(), **planning.versions, "cold_build": f"{time.perf_counter() - planning.started:.1f}"}
             with stage(progress, "pack and store"):
                 manifest, blobs = _pack(planning.work, kinds, key=key, name=request.name, done=done, producer=producer)
@@ -263,7 +265,7 @@ def _signed(manifest: bytes, keys: list[SigningKey]) -> bytes | None:
 
 def _shipped(root: Path) -> list[str]:
     found = [path.relative_to(root) for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
-    return [path.as_posix() for path in found if path.parts[0] not in _NOT_SHIPPED and path.suffix not in (".lock", ".tmp", ".pt2")]
+    return [path.as_posix() for path in found if path.parts[0] not in _NOT_SHIPPED and path.suffix not in (".lock", ".tmp")]
 
 
 def _producer() -> dict[str, str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import nn
 
-from aot.artifact.book import Book
+from aot.artifact.book import Book, GraphEntry
 from aot.artifact.certificate import TOLERANCE, check, compare, tolerance
 from aot.artifact.golden import eager, noise
 from aot.artifact.ledger import Ledger
@@ -85,6 +86,24 @@ def _settled(plan: Plan, book: Book) -> Book:
     return replace(book, kinds=kinds)
 
 
+class Runs(Protocol):
+    """What answers to weights and a call's tensors as an entry of the book says."""
+
+    entry: GraphEntry
+
+    def run_flat(self, inputs: list[torch.Tensor], /) -> list[torch.Tensor]: ...
+
+
+def check_alone(plan: Plan, book: Book, found: Sequence[Runs], mode: Mode) -> list[dict[str, Any]]:
+    """Compare with eager each by itself, at its own call and at the ends of its range. Raises as `check_graphs` does."""
+    compared: list[dict[str, Any]] = []
+    units = {(unit.kind, unit.signature): unit for unit in plan.units}
+    for one in found:
+        unit, ends = units[one.entry.kind, one.entry.signature], one.entry.dynamic.ends() if one.entry.dynamic else ()
+        compared += [_at(one, plan.kinds[unit.kind].module, book, signature, unit, mode) for signature in (unit.signature, *ends)]
+    return [{**each, "call": f"for Spaces, {each['call']}"} for each in compared]
+
+
 def _check_ends(plan: Plan, book: Book, graphs: list[Graph], mode: Mode) -> list[dict[str, Any]]:
     """Compare graphs along axes with eager at the ends of their ranges, which no call may have had. Raises OutsideTolerance, and
     BuildFailed where eager itself cannot be called there."""
@@ -99,7 +118,7 @@ def _check_ends(plan: Plan, book: Book, graphs: list[Graph], mode: Mode) -> list
     return compared
 
 
-def _at(graph: Graph, module: nn.Module, book: Book, signature: Signature, unit: Unit, mode: Mode) -> dict[str, Any]:
+def _at(graph: Runs, module: nn.Module, book: Book, signature: Signature, unit: Unit, mode: Mode) -> dict[str, Any]:
     """Compare one graph with eager at one signature, on noise."""
     what, entry = f"{unit.component} at {signature}", replace(graph.entry, signature=signature)
     tensors = [noise(spec, number, weight=False) for number, spec in enumerate(signature.specs)]

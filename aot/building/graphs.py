@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -22,15 +21,17 @@ import torch
 from aot.artifact.book import FILE, Book, GraphEntry, Kind
 from aot.artifact.golden import FILE as GOLDEN
 from aot.artifact.golden import Golden
+from aot.artifact.opened import SPACES
 from aot.artifact.promise import holds
 from aot.artifact.runner import Graph
-from aot.building.check import Measured, check_graphs, timed
+from aot.building.check import Measured, check_alone, check_graphs, timed
 from aot.building.plan import Plan, Unit, along_axes
 from aot.building.reference import reference
+from aot.building.spaces import PackageGraph, Packages
 from aot.cache_store.digest import Digest
 from aot.compiler.cubin import architectures
 from aot.compiler.inductor import Configuration, Traced, check_options, compile_graph, jit, prepare_forks
-from aot.compiler.parallel import cpus, in_forks
+from aot.compiler.parallel import cpus, in_forks, peak_memory
 from aot.compiler.process import Parent
 from aot.compiler.stage import Stage, stage
 from aot.environment import INDUCTOR_DIRECTORY
@@ -61,6 +62,8 @@ def compile_artifact(planned: Planned, request: Compilation, directory: Path, pa
 def _compile_on(device: Device, planned: Planned, request: Compilation, directory: Path, parent: Parent) -> None:
     with _stage(parent, "capture the pipeline's calls"):
         plan = planned(device)
+    if request.layout:
+        Packages.of(plan, request.scope)
     parent.tell("key", parts=dict(plan.key.parts), units=list(map(str, plan.units)), versions=_versions(device))
     if parent.receive() != "go":
         return
@@ -71,6 +74,7 @@ def _compile_on(device: Device, planned: Planned, request: Compilation, director
         measured["lora"] = {"rank": request.lora_rank, "slots": {path: list(found) for path, found in plan.slots.items()}}
     numbers = count()  # of libraries: a name that this process has opened stands for what it opened
     plan, book = _compile(plan, request, device, directory, parent, measured, numbers)
+    packages = _packages(plan, book, request, device, directory, parent, measured) if request.layout else []
     certificate: dict[str, Any]
     if device.simulated:
         with _stage(parent, "run the eager model on the CPU for golden outputs"):
@@ -81,7 +85,7 @@ def _compile_on(device: Device, planned: Planned, request: Compilation, director
         try:
             certificate, book, graphs = _checked(plan, book, request, device, directory, parent, measured)
         except OutsideTolerance as error:
-            if not any(unit.dynamic for unit in plan.units):
+            if request.layout or not any(unit.dynamic for unit in plan.units):
                 raise
             # a graph along axes is wrong somewhere, which no condition told: each call gets its own
             for file in directory.iterdir():
@@ -89,19 +93,29 @@ def _compile_on(device: Device, planned: Planned, request: Compilation, director
             measured = {**measured, "compile_s": {}, "apart": {"all that was left open": error.message}}
             plan, book = _compile(plan.apart(), request, device, directory, parent, measured, numbers)
             certificate, book, graphs = _checked(plan, book, request, device, directory, parent, measured)
+        with _stage(parent, "check packages for Spaces") if packages else nullcontext():
+            certificate["calls"] += check_alone(plan, book, packages, request.options.mode)
         with _stage(parent, "record golden outputs"):
             golden = Golden.record(book, {graph.entry.file: graph.run_flat for graph in graphs})
     (directory / FILE).write_bytes(book.encode())
     if isinstance(golden, Golden):
         (directory / GOLDEN).write_bytes(golden.encode())
-    measured["memory"] = {"peak_bytes": _peak_memory()}
+    measured["memory"] = {"peak_bytes": peak_memory()}
     parent.tell("done", measured=measured, certificate=certificate)
 
 
-def _peak_memory() -> int:
-    """Bytes that this process and as many of its forks as run at once took at most."""
-    own, forks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return 1024 * (int(own) + cpus() * int(forks))
+def _packages(
+    plan: Plan, book: Book, request: Compilation, device: Device, directory: Path, parent: Parent, measured: Measured
+) -> list[PackageGraph]:
+    """The same once more as Spaces load it, in a directory beside."""
+    found, beside = Packages.of(plan, request.scope), directory.parent / SPACES
+    found.check(book)
+
+    def told(folder: str, seconds: float | None) -> None:
+        _tell(parent, Stage(f"compile {folder} for Spaces", seconds))
+
+    measured["package_s"] = found.compile(request, device, beside, told, plan.key)
+    return found.graphs(book, beside)
 
 
 def _checked(

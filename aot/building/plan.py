@@ -237,6 +237,7 @@ def key_of(request: Compilation, modules: dict[str, nn.Module], fingerprints: di
         "layers": "graph cache" if request.cache_layer else "graph",
         **({"tuning": "heuristics"} if request.untuned else {}),
         **({"also": " ".join(request.also)} if request.also else {}),
+        **({"layout": request.layout} if request.layout else {}),
         **({"lora": f"rank {request.lora_rank} {','.join(request.lora_targets)}".rstrip()} if request.lora_rank else {}),
         **of_wish(request.options, Target.named(request.gpu)),
     }

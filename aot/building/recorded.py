@@ -123,7 +123,7 @@ def _here(call: RecordedCall, device: Device) -> RecordedCall:
     """The call as the device will see it: recorded on a CPU, all of its tensors are on the device."""
     if device.type == CPU or any(spec.device != CPU for spec in call.signature.specs):
         return call
-    blocks = tuple(BlockCall(block.path, _on(block.signature, device.type)) for block in call.blocks)
+    blocks = tuple(replace(block, signature=_on(block.signature, device.type)) for block in call.blocks)
     return replace(call, signature=_on(call.signature, device.type), blocks=blocks)
 
 
@@ -169,4 +169,4 @@ def _call(call: RecordedCall, blocks: tuple[BlockCall, ...], device: Device) -> 
             tensors = call.signature.zeros()
         else:
             tensors = [noise(spec, number, weight=False) for number, spec in enumerate(call.signature.specs)]
-    return Call(call.component, call.signature, tensors, blocks, call.dtype)
+    return Call(call.component, call.signature, tensors, blocks, call.dtype, call.written)

@@ -52,10 +52,11 @@ class Verbs(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, known, rest = super().resolve_command(ctx, args)
-        return name, known and _load(name or ""), rest
+        return name, known and load(name or ""), rest
 
 
-def _load(name: str) -> Any:
+def load(name: str) -> Any:
+    """The command of a verb."""
     verb = getattr(import_module(f"aot.cli.{name}"), name)
     if isinstance(verb, typer.Typer):
         return typer.main.get_group(verb)

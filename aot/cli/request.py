@@ -58,6 +58,9 @@ LoraRank: TypeAlias = Annotated[
     int,
     typer.Option("--lora-rank", help="Graphs with room for LoRAs that are loaded later: of this rank, all active ones together.", min=0),
 ]
+Layout: TypeAlias = Annotated[
+    str, typer.Option(help="spaces: with packages beside the graphs, which ZeroGPU Spaces load as they are.", metavar="spaces")
+]
 LoraTargets: TypeAlias = Annotated[
     str,
     typer.Option(
@@ -85,6 +88,7 @@ def parse(
     components: str = "",
     lora_rank: int = 0,
     lora_targets: str = "",
+    layout: str = "",
     weights: str | None = None,
     fuse_qkv: bool = False,
     cache_layer: bool = True,
@@ -109,6 +113,7 @@ def parse(
         components=listed(components),
         lora_rank=lora_rank,
         lora_targets=listed(lora_targets),
+        layout=layout,
         weights=weights,
         fuse_qkv=fuse_qkv,
         **machine,

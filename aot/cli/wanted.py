@@ -28,6 +28,7 @@ def wanted(
     components: str = "",
     lora_rank: int = 0,
     lora_targets: str = "",
+    layout: str = "",
     cache_layer: bool = False,
     untuned: bool = False,
     also: Sequence[str] = (),
@@ -54,6 +55,7 @@ def wanted(
             components=asked.listed(components),
             lora_rank=lora_rank,
             lora_targets=asked.listed(lora_targets),
+            layout=layout,
             **machine,
         )
         request.check_machine()
@@ -75,6 +77,7 @@ def wanted(
         components=components,
         lora_rank=lora_rank,
         lora_targets=lora_targets,
+        layout=layout,
         weights=recipes_own["--weights"],
         fuse_qkv=recipes_own["--fuse-qkv"],
         cache_layer=cache_layer,

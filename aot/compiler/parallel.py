@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,12 @@ def cpus(environ: Mapping[str, str] = os.environ) -> int:
     if given and not (given.isdecimal() and int(given)):
         raise BadInput(f"{BUILD_CPUS}={given!r} is not a number of processors.", remedy=f"{BUILD_CPUS}=1, or unset it.")
     return min(here, int(given)) if given else here
+
+
+def peak_memory() -> int:
+    """Bytes that this process and as many of its forks as run at once took at most."""
+    own, forks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return 1024 * (int(own) + cpus() * int(forks))
 
 
 def in_forks(work: Sequence[Callable[[], T]], *, at_once: int, begun: Callable[[int], None] = lambda _: None) -> Iterator[tuple[int, T]]:

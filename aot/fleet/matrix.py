@@ -18,7 +18,7 @@ from aot.request.mode import NO_WORDS, TIMED_OPTIONS, Mode
 from aot.request.options import Options, option_of
 
 # what `aot build` takes of a model, and how its value is written in the file; the axes are beside them
-_TEXTS = ("variant", "guidance", "dtype", "scope", "components", "lora-targets", "weights", "revision", "name", "memory-format")
+_TEXTS = ("variant", "guidance", "dtype", "scope", "components", "lora-targets", "layout", "weights", "revision", "name", "memory-format")
 _NUMBERS = ("lora-rank",)
 _FLAGS = ("dynamic", "fuse-qkv", "no-cache-layer", "untuned")
 _LISTS = ("batch", "frames", "module", "option", "also")

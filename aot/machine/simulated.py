@@ -91,8 +91,9 @@ def _device_interface(interface: Any, device: SimpleNamespace) -> Iterator[tuple
 
 def _launching() -> Iterator[tuple[Any, str, Any]]:
     """What would load a kernel, launch it, or make tensors to time it with."""
-    from torch._inductor import select_algorithm
+    from torch._inductor import graph, select_algorithm
     from torch._inductor.runtime import triton_helpers, triton_heuristics
+    from torch._inductor.utils import is_same_tensor
     from triton.compiler import CompiledKernel
 
     def no_handles(kernel: Any) -> None:  # of a kernel only its metadata is wanted
@@ -105,6 +106,10 @@ def _launching() -> Iterator[tuple[Any, str, Any]]:
     def on_meta(size: Any, stride: Any, _device: Any, dtype: torch.dtype, *_: Any, **__: Any) -> torch.Tensor:
         return torch.empty_strided(size, stride, dtype=dtype, device="meta")
 
+    def same(one: torch.Tensor, other: torch.Tensor) -> bool:  # by where their data is, of which a fake has none
+        return one is other if isinstance(one, FakeTensor) or isinstance(other, FakeTensor) else is_same_tensor(one, other)
+
+    yield graph, "is_same_tensor", same
     yield CompiledKernel, "_init_handles", no_handles
     yield triton_heuristics.CachingAutotuner, "run", record
     yield triton_heuristics.CachingAutotuner, "_dynamic_scale_rblock", _answer(None)  # by registers, which only loading tells

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # checked on torch 2.11.0, 2.13.0 and 2.15.0
 
 from aot.model.casting import called_with
-from aot.model.signature import Convention, Form, Signature, TensorSpec
+from aot.model.convention import Convention, Written
+from aot.model.signature import Form, Signature, TensorSpec
 from aot.model.twin import twin
 from aot.model.wrapped import with_parts
 from aot.model.writes import Results, give_back
@@ -25,6 +26,7 @@ class BlockCall:
 
     path: str  # of the block, in the component
     signature: Signature
+    written: Written | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Call:
     tensors: list[torch.Tensor]
     blocks: tuple[BlockCall, ...]
     dtype: torch.dtype
+    written: tuple[Written, ...] = ()  # every way in which it was
 
     def __str__(self) -> str:
         return f"{self.component} {self.signature}"
@@ -127,6 +130,6 @@ def _watch(block: nn.Module, path: str, seen: list[BlockCall]) -> None:
 
     def write_down(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         signature, _tensors = Signature.of(*convention.canonical(args, kwargs))
-        seen.append(BlockCall(path, signature))
+        seen.append(BlockCall(path, signature, (len(args), tuple(kwargs))))
 
     block.register_forward_pre_hook(write_down, with_kwargs=True)

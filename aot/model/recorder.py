@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -18,7 +18,8 @@ from torch._subclasses.fake_tensor import (  # checked on torch 2.11.0, 2.13.0 a
 
 from aot.errors import Unsupported
 from aot.model.capture import BlockCall, FakeRun, dtype_of, fake_run, modules_of
-from aot.model.signature import Convention, Signature, dtype_named
+from aot.model.convention import Convention, Written
+from aot.model.signature import Signature, dtype_named
 from aot.model.words import weight_word
 
 _READS_DATA = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
@@ -36,17 +37,21 @@ class RecordedCall:
     dtype: torch.dtype
     count: int = 1
     blocks: tuple[BlockCall, ...] = ()
+    written: tuple[Written, ...] = field(default=(), compare=False)  # every way in which it was, of those that are known
 
     def to_json(self) -> dict[str, Any]:
         blocks = [[block.path, block.signature.to_json()] for block in self.blocks]
         dtype = str(self.dtype).removeprefix("torch.")
-        return {"component": self.component, "signature": self.signature.to_json(), "dtype": dtype, "count": self.count, "blocks": blocks}
+        written = [[places, list(names)] for places, names in self.written]
+        about = {"component": self.component, "signature": self.signature.to_json(), "dtype": dtype, "count": self.count}
+        return {**about, "blocks": blocks, "written": written}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
         blocks = tuple(BlockCall(path, Signature.from_json(signature)) for path, signature in value["blocks"])
         dtype = dtype_named(value["dtype"])
-        return cls(value["component"], Signature.from_json(value["signature"]), dtype, value["count"], blocks)
+        written = tuple((places, tuple(names)) for places, names in value.get("written", ()))  # earlier versions did not keep it
+        return cls(value["component"], Signature.from_json(value["signature"]), dtype, value["count"], blocks, written)
 
 
 class Recorder:
@@ -97,7 +102,7 @@ class Recorder:
     def outermost(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]) -> Any:
         if path in self.left:
             return self._through(run)
-        ran = None
+        ran, written = None, (len(args), tuple(kwargs))
         try:  # nothing of the program's own runs in here: what it raises is its affair
             args, kwargs = Convention(module.forward).canonical(args, kwargs)
             signature, tensors = Signature.of(args, kwargs)
@@ -114,21 +119,22 @@ class Recorder:
             self.left[path] = f"it cannot be run without data: {type(error).__name__}: {error}"  # it computes all the same
             return self._through(run)
         if ran is None:
-            return self._run_glue(path, module, signature, run)
-        self._note(path, module, signature)
+            return self._run_glue(path, module, signature, written, run)
+        self._note(path, module, signature, written)
         return self._through(run) if self._computes else ran.answer(args, kwargs)
 
-    def _note(self, path: str, module: nn.Module, signature: Signature, blocks: tuple[BlockCall, ...] = ()) -> None:
+    def _note(self, path: str, module: nn.Module, signature: Signature, written: Written, blocks: tuple[BlockCall, ...] = ()) -> None:
         if self._here.glue is not None:
             around, found = self._here.glue
-            found.append(BlockCall(path.removeprefix(f"{around}."), signature))
+            found.append(BlockCall(path.removeprefix(f"{around}."), signature, written))
             return
         self.modules[path] = module
         key = path, signature, dtype_of(module)
         known = self._calls.get(key, RecordedCall(*key, count=0))
-        self._calls[key] = replace(known, count=known.count + 1, blocks=tuple(dict.fromkeys([*known.blocks, *blocks])))
+        blocks, ways = tuple(dict.fromkeys([*known.blocks, *blocks])), tuple(dict.fromkeys([*known.written, written]))
+        self._calls[key] = replace(known, count=known.count + 1, blocks=blocks, written=ways)
 
-    def _run_glue(self, path: str, module: nn.Module, signature: Signature, run: Callable[[], Any]) -> Any:
+    def _run_glue(self, path: str, module: nn.Module, signature: Signature, written: Written, run: Callable[[], Any]) -> Any:
         if self._here.glue is not None:  # within other glue, which has the calls
             return run()
         found: list[BlockCall] = []
@@ -137,7 +143,7 @@ class Recorder:
             returned = run()
         finally:
             self._here.glue = None
-        self._note(path, module, signature, tuple(found))
+        self._note(path, module, signature, written, tuple(found))
         return returned
 
     def _ran(self, path: str, module: nn.Module, signature: Signature, tensors: list[torch.Tensor]) -> FakeRun:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeAlias
@@ -262,31 +261,3 @@ def leaves(form: Form, name: str = "") -> Iterator[tuple[str, str]]:
                 yield from leaves(item, "" if keep_unnamed else f"{name}.{index}".lstrip("."))
         case _:
             yield name, repr(form)
-
-
-class Convention:
-    """The parameters of a forward, so that every way of writing the same call becomes one."""
-
-    def __init__(self, forward: Callable[..., Any]) -> None:
-        self._signature = inspect.signature(forward)
-
-    def canonical(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The call with every argument by name and every default written out. Raises TypeError as the call would."""
-        bound = self._signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        kinds = {name: parameter.kind for name, parameter in self._signature.parameters.items()}
-        if inspect.Parameter.VAR_POSITIONAL in kinds.values():  # what stands before it cannot be passed by name
-            return bound.args, bound.kwargs
-        unnamed = [value for name, value in bound.arguments.items() if kinds[name] is inspect.Parameter.POSITIONAL_ONLY]
-        named = {name: value for name, value in bound.arguments.items() if kinds[name] is inspect.Parameter.POSITIONAL_OR_KEYWORD}
-        return tuple(unnamed), {**named, **bound.kwargs}
-
-    def order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-        """For each tensor of the canonical call, its place among the tensors of the call as written."""
-        written: list[torch.Tensor] = []
-        form = flatten((args, kwargs), written)
-        marks = [torch.empty(0) for _ in written]  # distinct objects, though the call may pass one tensor twice
-        canonical: list[torch.Tensor] = []
-        flatten(self.canonical(*fill(form, iter(marks))), canonical)
-        places = {id(mark): place for place, mark in enumerate(marks)}
-        return [places[id(mark)] for mark in canonical]

@@ -14,6 +14,7 @@ from aot.request.mode import CUDAGRAPHS, FREEZING, TIMED_OPTIONS, Setting
 from aot.request.options import Options
 
 SCOPES = ("whole", "regional")
+LAYOUTS = ("spaces",)
 _NOT_REGIONAL = {
     FREEZING: "it puts each block's own weights into its code, and all blocks share theirs",
     CUDAGRAPHS: "it would record each block by itself, and copy what passes from one to the next",
@@ -33,6 +34,7 @@ class Compilation(ABC):
     also: tuple[str, ...] = ()  # further architectures, `sm_90`
     components: tuple[str, ...] = ()  # the paths of those that are compiled; empty: all there are
     lora_rank: int = 0  # of the slots for adapters that graphs have; 0: none
+    layout: str = ""  # `spaces`: with packages as ZeroGPU Spaces load them; empty: for our own loading alone
     lora_targets: tuple[str, ...] = ()  # which layers have one, by the ends of their paths; empty: all within blocks
 
     @abstractmethod
@@ -49,6 +51,7 @@ class Compilation(ABC):
                         f"mode word {word!r} with --scope regional: {why}.", remedy=f"choose --scope whole, or leave {word} out."
                     )
         _check_lora(self)
+        _check_layout(self)
         self.options.mode.check_artifact(CPU if self.gpu == CPU else "cuda")
         _check_simulation(self)
         _check_also(self)
@@ -95,6 +98,17 @@ def _check_simulation(request: Compilation) -> None:
             remedy=f"--untuned takes Inductor's default choices; --mode {mode.without_timing()} is the nearest without timing; "
             "or build on a machine that has the GPU.",
         )
+
+
+def _check_layout(request: Compilation) -> None:
+    """Raises BadInput or Unsupported for what packages with weights of their own cannot be."""
+    if not request.layout:
+        return
+    choice(request.layout, known=LAYOUTS, field="--layout")
+    if request.lora_rank:
+        raise Unsupported("--layout spaces with --lora-rank: a Space has no slots to give.", remedy="leave one of them out.")
+    if FREEZING in request.options.mode.words:
+        raise Unsupported(f"--layout spaces with mode word {FREEZING!r}: a Space binds weights by name.", remedy=f"leave {FREEZING} out.")
 
 
 def _check_lora(request: Compilation) -> None:

@@ -15,9 +15,10 @@ from aot.artifact.book import Kind
 from aot.artifact.ledger import Ledger
 from aot.artifact.runner import Graph
 from aot.errors import LoadFailed, Miss, Unsupported, first_line
+from aot.model.convention import Convention
 from aot.model.fingerprint import Fingerprint
 from aot.model.seal import Seal
-from aot.model.signature import Convention, Signature, TensorSpec
+from aot.model.signature import Signature, TensorSpec
 from aot.model.slots import Slotted, has_adapters
 from aot.model.weights import Frozen, LiveWeights, WeightForms, unbacked, unfit
 from aot.model.words import PLAIN_TENSORS, Met

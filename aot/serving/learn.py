@@ -15,8 +15,9 @@ from torch import nn
 from aot.artifact.ledger import Ledger, log
 from aot.errors import BadInput
 from aot.model.capture import dtype_of
+from aot.model.convention import Convention
 from aot.model.recorder import RecordedCall
-from aot.model.signature import Convention, Signature
+from aot.model.signature import Signature
 from aot.request.described import described
 from aot.request.merged import merged
 from aot.request.record import Record

@@ -65,12 +65,35 @@ def render(entries: Collection[Entry], location: str, count: int | None = None) 
             "NEXFORT_GRAPH_CACHE=1 python serve.py",
             "```",
             "",
+            *_on_spaces(rows, repo),
             "## Quality certificates",
             "",
             *(line for row in rows for line in _certificate(row)),
         ]
     )
     return str(ModelCard(text + "\n"))
+
+
+def _on_spaces(rows: list[Row], repo: str) -> list[str]:
+    """How a ZeroGPU Space loads the packages at the root, where some artifact has brought them."""
+    having = [row for row in rows if row.part("layout") == "spaces"]
+    if not having:
+        return []
+    whole = all(row.part("scope") == "whole" for row in having)
+    load = "aoti_load" if whole else "aoti_blocks_load"
+    machines = ", ".join(dict.fromkeys(f"{row.part('target.sku')} with torch {row.part('target.torch')}" for row in having))
+    return [
+        "## On a ZeroGPU Space",
+        "",
+        "```python",
+        "import spaces",
+        f'spaces.{load}(pipe.transformer, "{repo}")',
+        "```",
+        "",
+        f"Packages were pushed for: {machines}. `config.json` says which of them lie at the root, and for which calls: "
+        "a Space compares nothing, and another GPU, torch, size or weights of other shapes give wrong pictures or crash.",
+        "",
+    ]
 
 
 def _more(shown: int, count: int | None, location: str) -> list[str]:

@@ -43,6 +43,7 @@ def build(
     axes: bool = False,
     lora_rank: int = 0,
     lora_targets: Collection[str] = (),
+    layout: str = "",
     cache_layer: bool = False,
     untuned: bool = False,
     also: Collection[str] = (),
@@ -61,6 +62,7 @@ def build(
     With `lora_rank` the graphs have room for LoRAs, which diffusers' own methods load, weigh, disable and swap later without a
     compile: of that rank, all active ones of a layer together. `lora_targets` are the layers that have room, by the ends of their
     paths, as `to_q`, or `all`; by default the linear ones and 1x1 convolutions within blocks.
+    `layout`: `spaces` puts packages beside the graphs, which ZeroGPU Spaces load as they are once pushed to a repository of the Hub.
     `cache_layer` makes a fallback to torch.compile warm too, at the price of a second compilation.
     `progress` is told of each stage.
 
@@ -79,6 +81,7 @@ def build(
         axes=axes,
         lora_rank=lora_rank,
         lora_targets=lora_targets,
+        layout=layout,
         cache_layer=cache_layer,
         untuned=untuned,
         also=also,
@@ -100,6 +103,7 @@ def plan(
     axes: bool = False,
     lora_rank: int = 0,
     lora_targets: Collection[str] = (),
+    layout: str = "",
     untuned: bool = False,
     also: Collection[str] = (),
     progress: Progress | None = None,
@@ -117,6 +121,7 @@ def plan(
         axes=axes,
         lora_rank=lora_rank,
         lora_targets=lora_targets,
+        layout=layout,
         cache_layer=False,
         untuned=untuned,
         also=also,
@@ -137,6 +142,7 @@ def _asked(
     axes: bool,
     lora_rank: int,
     lora_targets: Collection[str],
+    layout: str,
     cache_layer: bool,
     untuned: bool,
     also: Collection[str],
@@ -155,6 +161,7 @@ def _asked(
         components=tuple(components),
         lora_rank=lora_rank,
         lora_targets=tuple(lora_targets),
+        layout=layout,
         **machine,
     )
     request.check_machine()

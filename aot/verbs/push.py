@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aot.cache_store.hub import HubStore
+from aot.artifact.ledger import Ledger
+from aot.artifact.opened import SPACES, run_directory, unpack
+from aot.cache_store.hub import Beside, HubStore
 from aot.cache_store.signing import SigningKey
 from aot.cache_store.transfer import push as transfer
 from aot.environment import SIGNING_KEY
 from aot.errors import BadInput
 from aot.shipping.card import render
 from aot.shipping.listing import Row, listing, pick
+from aot.shipping.spaces import at_root, check_room
 from aot.verbs.stores import Moving, Say, local_store, log, open_guard, open_remote, unseen
 
 if TYPE_CHECKING:
     from aot.building.build import Built
+    from aot.cache_store.local import LocalStore
+    from aot.cache_store.trust import Admitted
 
 
 def push(
@@ -26,6 +33,8 @@ def push(
     all: bool = False,
     create: bool = False,
     public: bool = False,
+    variant: str = "",
+    replace: bool = False,
     say: Say = log,
     moving: Moving = unseen,
 ) -> list[Row]:
@@ -33,7 +42,9 @@ def push(
 
     `artifact` is what a build returned, or a recipe, `recipe@key`, or the beginning of a key or digest; `all` pushes every artifact
     that it names, not the newest alone. `store`: `hf://ORG/REPO`, `s3://…`, any fsspec URL, or a path. `create` makes a repository
-    that is not there: private, unless `public`. Raises BadInput, Missing, Untrusted, Denied, Unreachable.
+    that is not there: private, unless `public`. An artifact that was built with packages for Spaces has them put at the root of a
+    repository too, under the name of `variant`; they take the place of those for another machine or torch only if `replace`.
+    Raises BadInput, Missing, Untrusted, Denied, Unreachable.
     """
     if public and not create:
         raise BadInput("--public says how to --create.", remedy="add --create, or leave --public out.")
@@ -52,6 +63,32 @@ def push(
             raw = local.manifest(row.digest)
             local.commit(row.ref, raw, {}, envelope=SigningKey(Path(key).expanduser()).sign(raw))
         admitted = guard.admit(local, row.digest)
-        with moving(f"{row.ref.name} {row.digest.short}", admitted.manifest.size) as told:
+        with ExitStack() as stack:
+            if isinstance(target, HubStore):
+                target.beside = stack.enter_context(_beside(local, admitted, variant, replace=replace))
+            told = stack.enter_context(moving(f"{row.ref.name} {row.digest.short}", admitted.manifest.size))
             transfer(row.ref, source=local, target=target, told=told)
     return rows
+
+
+@contextmanager
+def _beside(local: LocalStore, admitted: Admitted, variant: str, *, replace: bool) -> Iterator[Beside]:
+    """What is put at the repository's root: packages, where the artifact has them. Raises BadInput."""
+    layer = admitted.manifest.layer(SPACES)
+    if layer is None:
+        if variant or replace:
+            raise BadInput(
+                "--variant and --replace are of packages for Spaces, which it has none of.", remedy="build with --layout spaces."
+            )
+        yield lambda _: {}
+        return
+    with run_directory("aot-spaces-") as folder:
+        unpack(local, admitted, layer=layer, into=folder, ledger=Ledger())
+        files = at_root(folder, variant)
+
+        def found(root: HubStore) -> dict[str, Path]:
+            if not replace:
+                check_room(root, files)
+            return files
+
+        yield found

@@ -5,7 +5,8 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from aot.errors import Unsupported
-from aot.model.signature import Convention, Signature, TensorSpec, fill, flatten, form_from_json, form_to_json
+from aot.model.convention import Convention
+from aot.model.signature import Signature, TensorSpec, fill, flatten, form_from_json, form_to_json
 
 
 def _signature(*args: object, **kwargs: object) -> Signature:

@@ -1,0 +1,245 @@
+"""What a build makes for ZeroGPU Spaces: loaded by `spaces` itself from a repository, and by us."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.hooks import apply_layerwise_casting
+from torch import nn
+
+import aot
+from aot.artifact.certificate import compare
+from aot.artifact.ledger import Ledger
+from aot.artifact.opened import unpack
+from aot.building.build import Built
+from aot.compiler.cubin import architectures
+from aot.compiler.inductor import Configuration
+from aot.compiler.package import FILE, compile_package
+from aot.errors import BadInput, Unsupported
+from aot.model.signature import Signature
+from aot.verbs.stores import local_store, open_guard
+from tests.building.test_pipeline import O0
+from tests.cache_store.hub_server import Hub
+from tests.model.test_wrapped import _gguf
+from tests.pipelines import make
+
+REPO = "acme/flux"
+BLOCKS = ["FluxSingleTransformerBlock", "FluxTransformerBlock"]
+
+# a Space: the packages at the root of a repository, in the place of the blocks of a pipeline
+SPACE = """
+import sys
+import torch
+from spaces.zero.torch.aoti import LazyAOTIModelWithWeights, aoti_blocks_load, aoti_load
+from tests.pipelines import make
+
+def picture(pipe, call):
+    return pipe(**{**call, "generator": torch.Generator().manual_seed(0), "output_type": "pt"})[0]
+
+name, repo, how, *more = sys.argv[1:]
+pipe, call = make(name)
+with torch.no_grad():
+    expected = picture(pipe, call)
+    aoti_blocks_load(pipe.transformer, repo, *more) if how == "blocks" else aoti_load(pipe.transformer, repo)
+    replaced = sum(isinstance(module.__dict__.get("forward"), LazyAOTIModelWithWeights) for module in pipe.transformer.modules())
+    got = picture(pipe, call)
+print(replaced, float((got - expected).norm() / expected.norm()))
+"""
+
+
+def picture(pipe: Any, call: dict[str, Any]) -> Any:
+    return pipe(**{**call, "generator": torch.Generator().manual_seed(0), "output_type": "pt"})[0]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("spaces")
+        patch.setenv("AOT_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def built(home: Path) -> Built:
+    assert home
+    pipe, call = make("flux")
+    return aot.build(pipe, lambda pipe: picture(pipe, call), gpu="cpu", components=("transformer",), layout="spaces", options=O0)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    with Hub(tmp_path / "hub") as hub:
+        hub.create(REPO)
+        yield hub
+
+
+def _environ(hub: Hub, folder: Path) -> dict[str, str]:
+    own = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(folder)}
+    return {**os.environ, **own, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def _aot(environ: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "aot.cli.app", *words], capture_output=True, text=True, env=environ)
+
+
+def _space(environ: dict[str, str], *words: str) -> tuple[int, float]:
+    done = subprocess.run([sys.executable, "-c", SPACE, *words], capture_output=True, text=True, env=environ)
+    assert done.returncode == 0, done.stderr
+    replaced, error = done.stdout.split()[-2:]
+    return int(replaced), float(error)
+
+
+@pytest.mark.compiles
+def test_a_space_takes_a_repository_as_it_is_and_gives_eagers_picture(built: Built, hub: Hub, tmp_path: Path) -> None:
+    environ = _environ(hub, tmp_path / "hf")
+    pushed = _aot(environ, "push", str(built.digest), f"hf://{REPO}")
+    assert pushed.returncode == 0, pushed.stderr
+    found = [path for path in hub.files(REPO) if not path.startswith("v1/")]
+    assert {*found} - {".gitattributes"} == {*(f"{name}/{FILE}" for name in BLOCKS), "README.md", "config.json"}
+    about = json.loads(hub.read(REPO, "config.json"))["aot"]
+    assert (about["target.torch"], sorted(about["calls"])) == (built.manifest.key["target.torch"], BLOCKS)
+    assert f'spaces.aoti_blocks_load(pipe.transformer, "{REPO}")' in hub.read(REPO, "README.md").decode()
+    replaced, error = _space(environ, "flux", REPO, "blocks")
+    assert (replaced, error <= 1e-5) == (4, True)
+    calls = [call for call in built.manifest.certificate["calls"] if call["call"].startswith("for Spaces")]
+    assert len(calls) == len(BLOCKS)
+    assert all(call["relative_l2"] <= 1e-5 for call in calls)
+
+
+@pytest.mark.compiles
+@pytest.mark.usefixtures("built")
+def test_our_own_loader_serves_the_same_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, call = make("flux")
+    with torch.no_grad():
+        expected = picture(pipe, call)
+        monkeypatch.setenv("NEXFORT_GRAPH_CACHE", "1")
+        aot.compile_pipe(pipe, options=O0, ignores=("vae.decoder",), on_miss="error")
+        assert compare(picture(pipe, call), expected).relative_l2 <= 1e-5
+    aot.restore(pipe)
+
+
+@pytest.mark.compiles
+def test_packages_of_another_machine_or_hand_are_not_replaced_unasked(built: Built, hub: Hub, tmp_path: Path) -> None:
+    environ, digest = _environ(hub, tmp_path / "hf"), str(built.digest)
+    hub.write(REPO, f"{BLOCKS[0]}/{FILE}", b"made by hand")
+    refused = _aot(environ, "push", digest, f"hf://{REPO}")
+    assert (refused.returncode, "that aot did not make, and Spaces may load it" in refused.stderr) == (2, True)
+    assert not [path for path in hub.files(REPO) if path.startswith("v1/")]
+    assert _aot(environ, "push", digest, f"hf://{REPO}", "--variant", "cpu").returncode == 0
+    assert hub.read(REPO, f"{BLOCKS[0]}/{FILE}") == b"made by hand"
+    assert {f"{BLOCKS[0]}.cpu/{FILE}", "config.cpu.json"} <= {*hub.files(REPO)}
+    assert _space(environ, "flux", REPO, "blocks", "cpu")[1] <= 1e-5
+    assert _aot(environ, "push", digest, f"hf://{REPO}", "--replace").returncode == 0
+    assert _aot(environ, "push", digest, f"hf://{REPO}").returncode == 0
+    config = json.loads(hub.read(REPO, "config.json"))
+    hub.write(REPO, "config.json", json.dumps({"aot": {**config["aot"], "target.torch": "2.11.0"}}).encode())
+    refused = _aot(environ, "push", digest, f"hf://{REPO}")
+    assert "torch 2.11.0, and Spaces may load it" in refused.stderr
+    named = _aot(environ, "push", digest, f"hf://{REPO}", "--variant", "../x")
+    assert (named.returncode, "is no name of a variant" in named.stderr) == (2, True)
+
+
+@pytest.mark.compiles
+def test_a_component_is_one_package_along_a_range_of_sizes(home: Path, hub: Hub, tmp_path: Path) -> None:
+    assert home
+    pipe, call = make("flux")
+    sizes = [lambda pipe: picture(pipe, call), lambda pipe: picture(pipe, {**call, "height": 64})]
+    whole = aot.build(pipe, sizes, gpu="cpu", scope="whole", axes=True, components=("transformer",), layout="spaces", options=O0)
+    environ = _environ(hub, tmp_path / "hf")
+    assert _aot(environ, "push", str(whole.digest), f"hf://{REPO}").returncode == 0
+    assert f"package/root/{FILE}" in hub.files(REPO)
+    replaced, error = _space(environ, "flux", REPO, "whole")
+    assert (replaced, error <= 1e-5) == (1, True)
+
+
+@pytest.mark.compiles
+def test_packages_for_a_gpu_that_is_absent_hold_its_machine_code_and_no_sources(home: Path) -> None:
+    pipe, call = make("flux")
+    made = aot.build(
+        pipe, lambda pipe: picture(pipe, call), gpu="rtx-pro-6000-server", components=("transformer",), layout="spaces", options=O0
+    )
+    layer = made.manifest.layer("spaces")
+    assert layer is not None
+    local = local_store()
+    unpack(local, open_guard(local).admit(local, made.digest), layer=layer, into=home / "unpacked", ledger=Ledger())
+    for name in BLOCKS:
+        with zipfile.ZipFile(BytesIO((home / "unpacked" / name / FILE).read_bytes())) as archive:
+            (library,) = [path for path in archive.namelist() if path.endswith(".so")]
+            assert not [path for path in archive.namelist() if path.endswith((".cpp", ".cu"))]
+            assert {*architectures(archive.read(library))} == {"sm_120"}
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"scope": "whole"}, "there is one package, and 2 components: transformer, vae.decoder"),
+        ({"heights": (32, 64)}, "has room for one graph, and there are 2"),
+        ({"lora_rank": 4}, "a Space has no slots to give"),
+        ({"options": "freezing", "scope": "whole"}, "a Space binds weights by name"),
+        ({"components": ("vae.decoder",)}, "no component names repeated blocks"),
+        ({"layout": "space"}, "Did you mean 'spaces'"),
+    ],
+)
+def test_what_no_space_could_take_is_told_before_anything_is_compiled(home: Path, more: dict[str, Any], words: str) -> None:
+    assert home
+    pipe, call = make("flux")
+    heights = more.pop("heights", (32,))
+    calls = [lambda pipe, height=height: picture(pipe, {**call, "height": height}) for height in heights]
+    options = {"mode": "freezing"} if more.pop("options", "") else O0
+    with pytest.raises((BadInput, Unsupported)) as raised:
+        aot.build(pipe, calls, gpu="cpu", **{"layout": "spaces", "options": options, **more})
+    assert words in f"{raised.value.message} {raised.value.remedy}"
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(256, 256)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        table = getattr(self, "table", None)
+        found: torch.Tensor = self.linear(x)
+        return found if table is None else found * table
+
+
+def _plain(module: nn.Module) -> None:
+    module.table = torch.ones(256)
+
+
+def _unsaved(module: nn.Module) -> None:
+    module.register_buffer("table", torch.ones(256), persistent=False)
+
+
+def _cast(module: nn.Module) -> None:
+    apply_layerwise_casting(module, torch.float8_e4m3fn, torch.float32, skip_modules_pattern=())
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (_plain, "has constants that no state_dict names"),
+        (_unsaved, "has constants that no state_dict names: table"),
+        (_cast, "casts its weights layer by layer"),
+        (_gguf("Q8_0"), "has weights of GGUF"),
+    ],
+)
+def test_weights_that_a_space_could_not_set_are_refused(made: Callable[[nn.Module], Any], words: str, tmp_path: Path) -> None:
+    module = Block().eval().requires_grad_(False)
+    made(module)
+    tensors = [torch.ones(1, 256)]
+    signature = Signature.of((tensors[0],), {})[0]
+    with pytest.raises(Unsupported, match=words):
+        compile_package(
+            module, signature, (1, ()), tensors, dynamic=None, configuration=Configuration({}, False, "cpu"), package=tmp_path / FILE
+        )
+    assert not list(tmp_path.iterdir())
