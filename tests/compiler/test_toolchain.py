@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -51,3 +52,22 @@ def test_without_any_the_remedy_is_told(tmp_path: Path) -> None:
     with pytest.raises(BadEnvironment, match=r"finds no libstdc\+\+\.so: a graph would") as caught:
         write_compiler(tmp_path / "tools", CPU, _image(tmp_path, libraries={}))
     assert "apt-get install" in caught.value.remedy
+
+
+def test_no_library_asks_for_a_stack_that_can_be_executed(tmp_path: Path) -> None:
+    """Also of objects that do not say, as those with cubins in them: glibc 2.41 would not open it."""
+    compiler = write_compiler(tmp_path / "toolchain", "h200", os.environ)
+    (tmp_path / "cubin").write_bytes(b"code")
+    (tmp_path / "graph.cpp").write_text("int graph() { return 0; }\n")
+    subprocess.run(["ld", "-r", "-b", "binary", "-o", "cubin.o", "cubin"], cwd=tmp_path, check=True)
+    subprocess.run([compiler, "-shared", "-fPIC", "graph.cpp", "cubin.o", "-o", "graph.so"], cwd=tmp_path, check=True)
+    assert not _executable_stack((tmp_path / "graph.so").read_bytes())
+    subprocess.run(["g++", "-shared", "-fPIC", "graph.cpp", "cubin.o", "-o", "plain.so"], cwd=tmp_path, check=True)
+    assert _executable_stack((tmp_path / "plain.so").read_bytes())
+
+
+def _executable_stack(library: bytes) -> bool:
+    """The flag X of the program header PT_GNU_STACK (64 bits, little-endian)."""
+    start, size, count = (struct.unpack_from(form, library, place)[0] for form, place in (("<Q", 32), ("<H", 54), ("<H", 56)))
+    headers = [struct.unpack_from("<II", library, start + number * size) for number in range(count)]
+    return any(flags & 1 for kind, flags in headers if kind == 0x6474E551)
