@@ -25,7 +25,7 @@ _INLINE = "--param inline-unit-growth=1000 --param large-unit-insns=1000000 --pa
 _BESIDE_A_GPU = {"x86_64": "x86-64-v3"}
 # No symbol table, no exported template instances: a graph's library is a third of the size and is loaded sooner.
 _SMALL = "-s -fvisibility-inlines-hidden"
-# Up to torch 2.13 the objects that hold cubins ask for a stack that can be executed, and a hardened host or glibc 2.41 refuses the library
+# In torch 2.11 the objects that hold cubins ask for a stack that can be executed, and a hardened host or glibc 2.41 refuses the library
 _STACK = "-Wl,-z,noexecstack"
 
 
