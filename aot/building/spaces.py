@@ -21,6 +21,7 @@ from torch import nn
 from aot.artifact.book import Book, GraphEntry
 from aot.artifact.key import Key
 from aot.building.plan import Plan, Unit
+from aot.cache_store.digest import Digest
 from aot.compiler.inductor import Configuration
 from aot.compiler.package import FILE, compile_package, load_package
 from aot.compiler.parallel import cpus, in_forks
@@ -28,8 +29,10 @@ from aot.environment import INDUCTOR_DIRECTORY
 from aot.errors import BadInput, Unsupported
 from aot.machine.device import Device
 from aot.machine.sku import CPU
+from aot.model.axes import Axes
 from aot.model.capture import in_dtype
 from aot.model.convention import Convention, Written
+from aot.model.signature import Signature
 from aot.model.writes import SAME, Results
 from aot.request.compilation import Compilation
 from aot.shipping.spaces import CONFIG, about
@@ -56,17 +59,22 @@ class Packages:
                     f"--layout spaces with --scope whole: there is one package, and {len(plan.modules)} components: {names}.",
                     remedy="choose one with --components, or --scope regional.",
                 )
+            if any(unit.paths != ("",) for unit in plan.units):
+                raise Unsupported(
+                    f"--layout spaces: {next(iter(plan.modules))} reads tensors' numbers, so parts of it are compiled and not the whole.",
+                    remedy="choose --scope regional.",
+                )
             found = {ROOT: plan.units}
         else:
             found = _blocks(plan)
         for folder, units in found.items():
-            if len(units) > 1:
+            if any(_what(unit) != _what(units[0]) for unit in units):  # two denoisers of one class share theirs
                 raise BadInput(
                     f"--layout spaces: {folder} has room for one graph, and there are {len(units)}: {'; '.join(map(str, units))}.",
                     remedy="build for one size and batch, or --dynamic for a range of sizes.",
                 )
         chosen = {folder: units[0] for folder, units in found.items()}
-        written = {folder: _written(plan, folder, unit) for folder, unit in chosen.items()}
+        written = {folder: _written(plan, folder, units) for folder, units in found.items()}
         return cls(chosen, {folder: plan.kinds[unit.kind].module for folder, unit in chosen.items()}, written)
 
     def check(self, book: Book) -> None:
@@ -146,13 +154,18 @@ class PackageGraph:
         return Results.of(self._model(*args, **kwargs), call, self.entry.signature.form, tensors).tensors
 
 
-def _written(plan: Plan, folder: str, unit: Unit) -> Written:
+def _what(unit: Unit) -> tuple[Digest, Signature, Axes | None]:
+    """What makes two units the same graph."""
+    return unit.kind, unit.signature, unit.dynamic
+
+
+def _written(plan: Plan, folder: str, units: list[Unit]) -> Written:
     """How what a package stands for is called. Raises Unsupported where that is done in several ways, of which it takes one."""
-    calls = [call for call in plan.calls if call.component == unit.component]
-    if unit.paths == ("",):
-        ways = {way for call in calls for way in call.written}
-    else:
-        ways = {block.written for call in calls for block in call.blocks if block.path in unit.paths and block.written is not None}
+    ways = set[Written]()
+    for unit in units:
+        for call in (call for call in plan.calls if call.component == unit.component):
+            blocks = (block.written for block in call.blocks if block.path in unit.paths)
+            ways.update(call.written if unit.paths == ("",) else filter(None, blocks))
     if len(ways) != 1:
         said = "it is not known how it is called" if not ways else f"it is called in {len(ways)} ways, by place and by name"
         raise Unsupported(f"--layout spaces: {folder}: {said}, and a package takes one.", remedy="record the pipeline's call again.")

@@ -187,13 +187,15 @@ def test_packages_for_a_gpu_that_is_absent_hold_its_machine_code_and_no_sources(
         ({"lora_rank": 4}, "a Space has no slots to give"),
         ({"options": "freezing", "scope": "whole"}, "a Space binds weights by name"),
         ({"components": ("vae.decoder",)}, "no component names repeated blocks"),
+        ({"pipeline": "lumina2", "scope": "whole", "components": ("transformer",)}, "so parts of it are compiled and not the whole"),
         ({"layout": "space"}, "Did you mean 'spaces'"),
     ],
 )
 def test_what_no_space_could_take_is_told_before_anything_is_compiled(home: Path, more: dict[str, Any], words: str) -> None:
     assert home
-    pipe, call = make("flux")
-    heights = more.pop("heights", (32,))
+    more = dict(more)
+    pipe, call = make(more.pop("pipeline", "flux"))
+    heights = more.pop("heights", (call["height"],))
     calls = [lambda pipe, height=height: picture(pipe, {**call, "height": height}) for height in heights]
     options = {"mode": "freezing"} if more.pop("options", "") else O0
     with pytest.raises((BadInput, Unsupported)) as raised:
