@@ -22,7 +22,7 @@ from aot.cache_store.signing import MAX_ENVELOPE, claimed, merge
 from aot.cache_store.store import EVERYTHING, Entry, Ref, check_manifest, leading_to, missing_blob, missing_manifest
 
 Card: TypeAlias = Callable[[Collection[Entry], int], str]  # README.md of the repository, from the newest it holds, and how many there are
-Beside: TypeAlias = Callable[["HubStore"], Mapping[str, Path]]  # what a commit puts at the repository's root, which it may look at
+Beside: TypeAlias = Callable[["HubStore"], Mapping[str, Path | bytes]]  # what a commit puts at the repository's root, which it may look at
 _Operation: TypeAlias = CommitOperationAdd | CommitOperationDelete
 _MAX_REF = 200  # bytes
 _COMMIT_SECONDS = 600.0

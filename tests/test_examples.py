@@ -96,6 +96,7 @@ def test_the_deploy_image_pulls_what_is_locked_and_serves_without_a_compiler(sto
         assert done.returncode == 0, done.stderr
 
     text = DEPLOY.read_text()
+    assert text.index("USER 65534") < text.index("aot pull"), "a store is its owner's alone"
     image = dict(word.split("=", 1) for line in re.findall(r"^ENV (.*)$", text, re.MULTILINE) for word in line.split())
     image |= {"AOT_HOME": str(tmp_path / "image"), "AOT_LOCK": str(lock)}  # where the image has them
     bare = {"PATH": f"{tmp_path / 'bin'}", "PYTHONPATH": path, "HOME": str(tmp_path), **image}

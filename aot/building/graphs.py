@@ -115,6 +115,7 @@ def _packages(
         _tell(parent, Stage(f"compile {folder} for Spaces", seconds))
 
     measured["package_s"] = found.compile(request, device, beside, told, plan.key)
+    measured["packages"] = {folder: unit.component for folder, unit in found.units.items()}
     return found.graphs(book, beside)
 
 

@@ -19,9 +19,7 @@ def push(
     create: Annotated[bool, typer.Option("--create", help="Make the repository if it is not there: private, unless --public.")] = False,
     public: Annotated[bool, typer.Option("--public", help="With --create: readable by everybody.")] = False,
     variant: Annotated[str, typer.Option(help="Of packages for Spaces: put them beside others, under this name.", metavar="NAME")] = "",
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Of packages for Spaces: in the place of those for another machine or torch.")
-    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Of packages for Spaces: in the place of those of something else.")] = False,
     json: Json = False,
 ) -> None:
     """Upload an artifact with its signatures: to the Hub in one commit, with a card that lists what the repository holds."""

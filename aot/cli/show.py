@@ -69,7 +69,7 @@ def _print(row: Row, manifest: Manifest) -> None:
         print(f"  {name}: {value}")
     print("measured at build, seconds")
     for what, values in sorted(manifest.measured.items()):
-        if what in ("cubins", "memory") or not isinstance(values, dict):  # a later version may have others
+        if what in ("cubins", "memory", "packages") or not isinstance(values, dict):  # a later version may have others
             continue
         for name, seconds in values.items():
             print(f"  {what} {name}: {seconds}")

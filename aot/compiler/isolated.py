@@ -46,7 +46,7 @@ def interpreter(torch: str, root: Path, *, progress: Progress, environ: Mapping[
     Raises BadInput for a version that is not supported or that no index has, BadEnvironment without uv or when it fails,
     StoreFull when the disk has too little room. An environment that was not finished is made again.
     """
-    torch = _version(torch)
+    torch = torch_version(torch)
     if torch == Version(version("torch")).public:
         return Interpreter()
     wanted = _requirements(torch)
@@ -64,7 +64,7 @@ def interpreter(torch: str, root: Path, *, progress: Progress, environ: Mapping[
 
 def is_ready(torch: str, root: Path) -> bool:
     """Whether `interpreter` would have nothing to make for this version. Raises BadInput for one that is not supported."""
-    torch = _version(torch)
+    torch = torch_version(torch)
     return torch == Version(version("torch")).public or (_home(torch, _requirements(torch), root) / "complete").exists()
 
 
@@ -74,7 +74,8 @@ def _home(torch: str, wanted: list[str], root: Path) -> Path:
     return root / "environments" / f"torch-{torch}-{python}-{sha256(' '.join(wanted).encode()).hexdigest()[:8]}"
 
 
-def _version(text: str) -> str:
+def torch_version(text: str) -> str:
+    """As it is written in keys: `2.14` is 2.14.0. Raises BadInput for one that is not supported."""
     try:
         found = Version(text)
     except InvalidVersion as error:

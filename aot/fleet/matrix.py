@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from aot.choice import choice
+from aot.compiler.isolated import torch_version
 from aot.errors import BadInput
 from aot.machine.sku import CPU, find_sku
 from aot.request.mode import NO_WORDS, TIMED_OPTIONS, Mode
@@ -108,6 +109,11 @@ class Matrix:
         cells = [cell for model in models for cell in _cells(model, found, name) if not any(_excludes(one, cell) for one in excluded)]
         if not cells:
             raise BadInput(f"{name}: [[exclude]] leaves no cell.", remedy="exclude less.")
+        if (spaces := sum("--layout" in cell.options for cell in cells)) > 1:
+            raise BadInput(
+                f"{name}: layout is of {spaces} cells, and in a repository the packages of one would take the place of another's.",
+                remedy="give it to one cell, or push the others by `aot push --variant`.",
+            )
         store = found.get("store", "")
         if not isinstance(store, str):
             raise BadInput(f"{name}: store is {store!r}, and it is a text.", remedy='for example store = "hf://me/compiled".')
@@ -136,6 +142,7 @@ def _cells(model: Mapping[str, Any], top: Mapping[str, Any], name: str) -> Itera
     where = f"{name}: {what}"
     _check_names(model, (*_OWN, *_TEXTS, *_NUMBERS, *_FLAGS, *_LISTS), where)
     gpus, versions, modes = (_axis(model.get(axis, top.get(axis, [])), axis, where) for axis in _AXES[:3])
+    versions = list(map(torch_version, versions))
     if not gpus:
         raise BadInput(f"{where}: no gpus.", remedy='for example gpus = ["h200", "rtx-4090"], at the top of the file or in [[model]].')
     sizes = _sizes(model, what, where)

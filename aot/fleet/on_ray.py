@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
+from aot.cache_store.signing import SigningKey
 from aot.environment import SIGNING_KEY
 from aot.errors import BadEnvironment, BadInput
 from aot.fleet.matrix import Cell
@@ -48,7 +50,9 @@ class OnRay:
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Raises BadEnvironment where there is no Ray or no cluster, BadInput for a cell that no node can run: Ray would wait for one
-        for ever."""
+        for ever. Malformed, RootRefused or Unreachable for a key that cannot be read."""
+        if key := _signing_key():
+            SigningKey(key)
         ray = self._connect()
         nodes = [node for node in ray.nodes() if node["Alive"]]
         for cell in cells:
@@ -99,7 +103,7 @@ class OnRay:
         try:
             import ray
         except ImportError as error:
-            raise BadEnvironment("--on ray needs Ray, which is not installed.", remedy="pip install 'aot[ray]'.") from error
+            raise BadEnvironment("--on ray needs Ray, which is not installed.", remedy="pip install ray.") from error
         if not ray.is_initialized():
             try:
                 ray.init(address=self.address or None, log_to_driver=False, include_dashboard=False if not self.address else None)
@@ -118,9 +122,14 @@ def selector(cell: Cell) -> dict[str, str]:
     return {_LABEL: family}
 
 
+def _signing_key() -> Path | None:
+    """The file of the key that signs beside the nodes' own, by its whole path: a worker runs in another folder."""
+    return Path(path).expanduser().absolute() if (path := os.environ.get(SIGNING_KEY)) else None
+
+
 def _there(task: Task) -> Task:
     """As a node is told of it. A key that is asked for to sign with is a file there too: under the same path, and nobody sends it."""
-    signing = {SIGNING_KEY: path} if (path := os.environ.get(SIGNING_KEY)) else {}
+    signing = {SIGNING_KEY: str(key)} if (key := _signing_key()) else {}
     return replace(task, environ={**task.environ, **signing})
 
 

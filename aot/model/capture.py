@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -26,7 +26,7 @@ class BlockCall:
 
     path: str  # of the block, in the component
     signature: Signature
-    written: Written | None = field(default=None, compare=False)
+    written: Written | None = None  # where it is known
 
 
 @dataclass(frozen=True, slots=True)

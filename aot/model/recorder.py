@@ -40,18 +40,27 @@ class RecordedCall:
     written: tuple[Written, ...] = field(default=(), compare=False)  # every way in which it was, of those that are known
 
     def to_json(self) -> dict[str, Any]:
-        blocks = [[block.path, block.signature.to_json()] for block in self.blocks]
+        blocks = [[block.path, block.signature.to_json(), _told(block.written)] for block in self.blocks]
         dtype = str(self.dtype).removeprefix("torch.")
-        written = [[places, list(names)] for places, names in self.written]
+        written = list(map(_told, self.written))
         about = {"component": self.component, "signature": self.signature.to_json(), "dtype": dtype, "count": self.count}
         return {**about, "blocks": blocks, "written": written}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        blocks = tuple(BlockCall(path, Signature.from_json(signature)) for path, signature in value["blocks"])
+        # what earlier versions wrote does not say how calls were written
+        blocks = tuple(BlockCall(path, Signature.from_json(signature), *map(_read, more)) for path, signature, *more in value["blocks"])
         dtype = dtype_named(value["dtype"])
-        written = tuple((places, tuple(names)) for places, names in value.get("written", ()))  # earlier versions did not keep it
+        written = tuple(way for way in map(_read, value.get("written", ())) if way)
         return cls(value["component"], Signature.from_json(value["signature"]), dtype, value["count"], blocks, written)
+
+
+def _told(written: Written | None) -> list[Any] | None:
+    return written and [written[0], list(written[1])]
+
+
+def _read(value: Any) -> Written | None:
+    return value and (int(value[0]), tuple(map(str, value[1])))
 
 
 class Recorder:

@@ -18,9 +18,10 @@ def merged(values: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         there["left"] |= value["left"]
         calls = {_identity(call): call for call in there["calls"]}
         for call in value["calls"]:
-            known = calls.setdefault(_identity(call), {**call, "count": 0, "blocks": []})
+            known = calls.setdefault(_identity(call), {**call, "count": 0, "blocks": [], "written": []})
             known["count"] += call["count"]
-            known["blocks"] += [block for block in call["blocks"] if block not in known["blocks"]]
+            for each in ("blocks", "written"):
+                known[each] += [one for one in call.get(each, ()) if one not in known[each]]
         there["calls"] = list(calls.values())
     return list(found.values())
 

@@ -1,4 +1,4 @@
-"""Metrics: what `aot.stats()` tells, for Prometheus. Needs `prometheus-client` (`pip install 'aot[metrics]'`)."""
+"""Metrics: what `aot.stats()` tells, for Prometheus. Needs `prometheus-client` (`pip install prometheus-client`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def export_metrics(registry: CollectorRegistry | None = None) -> None:
     try:
         from prometheus_client import REGISTRY
     except ImportError as error:
-        raise BadEnvironment("prometheus-client is not installed.", remedy="pip install 'aot[metrics]'.") from error
+        raise BadEnvironment("prometheus-client is not installed.", remedy="pip install prometheus-client.") from error
     (registry or REGISTRY).register(_Collector())
 
 

@@ -79,19 +79,23 @@ def _on_spaces(rows: list[Row], repo: str) -> list[str]:
     having = [row for row in rows if row.part("layout") == "spaces"]
     if not having:
         return []
-    whole = all(row.part("scope") == "whole" for row in having)
-    load = "aoti_load" if whole else "aoti_blocks_load"
+    calls = dict.fromkeys(
+        f'spaces.{"aoti_load" if row.part("scope") == "whole" else "aoti_blocks_load"}(pipe.{component}, "{repo}")'
+        for row in having
+        for component in (row.entry.measured.get("packages") or {}).values()
+    )
     machines = ", ".join(dict.fromkeys(f"{row.part('target.sku')} with torch {row.part('target.torch')}" for row in having))
     return [
         "## On a ZeroGPU Space",
         "",
         "```python",
         "import spaces",
-        f'spaces.{load}(pipe.transformer, "{repo}")',
+        *calls,
         "```",
         "",
-        f"Packages were pushed for: {machines}. `config.json` says which of them lie at the root, and for which calls: "
-        "a Space compares nothing, and another GPU, torch, size or weights of other shapes give wrong pictures or crash.",
+        f"Packages were pushed for: {machines}. `config.json` says what those at the root are for, and for which calls. Folders called "
+        "`BlockClass.VARIANT` are others, which a Space loads by a third argument, VARIANT; `config.VARIANT.json` is theirs. "
+        "A Space compares nothing: another GPU, torch, size or weights of other shapes give wrong pictures or crash.",
         "",
     ]
 

@@ -15,18 +15,19 @@ from typing import Any, Protocol
 from aot.artifact.key import Key
 from aot.errors import BadInput
 
-CONFIG = "config.json"
-_MACHINE = ("target.sku", "target.torch")  # in which packages must be alike to take each other's place
-_OWN = "aot"  # our part of the config
-_MAX_CONFIG = 64 << 10  # bytes
+CONFIG, PACKAGE = "config.json", "package.pt2"
+# in what packages must be alike to take each other's place: a newer build of the same
+_SAME = ("recipe", "variant", "target.sku", "target.torch", "mode", "options", "calls")
+_ALSO_TOLD = ("target.arch", "target.cuda", "target.triton", "target.diffusers")
+_OWN, _KERNELS = "aot", "kernels"  # our part of the config; what `spaces` reads of it
+_MAX_CONFIG = 256 << 10  # bytes
 _VARIANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def about(key: Key, calls: Mapping[str, str]) -> bytes:
-    """The config: what packages of that key are for, and which calls each serves. A Space reads `kernels` of it and no more."""
-    names = (*_MACHINE, "target.arch", "target.cuda", "target.triton", "mode", "options")
-    told = {"key": str(key.digest), **{name: key.parts[name] for name in names if name in key.parts}, "calls": dict(calls)}
-    return f"{json.dumps({_OWN: told}, indent=1)}\n".encode()
+    """The config: what the package in each folder is for, and which calls it serves."""
+    told = {"key": str(key.digest), **{name: key.parts[name] for name in (*_SAME, *_ALSO_TOLD) if name in key.parts}}
+    return _encode({_OWN: {folder: {**told, "calls": served} for folder, served in calls.items()}})
 
 
 class Root(Protocol):
@@ -37,12 +38,22 @@ class Root(Protocol):
     def read(self, path: str, *, limit: int) -> bytes | None: ...
 
 
-def at_root(folder: Path, variant: str) -> dict[str, Path]:
-    """The files of an unpacked layer by where a Space looks for them. Raises BadInput for a variant that cannot be."""
+def at_root(root: Root, folder: Path, variant: str, *, replace: bool) -> dict[str, Path | bytes]:
+    """The files of an unpacked layer by where a Space looks for them. The config is that of the repository with what these packages are
+    for; whatever else is in it stays.
+
+    Raises BadInput for a variant that cannot be, and unless `replace` where they would take the place of packages of something else,
+    or of somebody's own: the Spaces that load them would break.
+    """
     if variant and not _VARIANT.fullmatch(variant):
         raise BadInput(f"--variant {variant!r} is no name of a variant.", remedy="letters, digits, dots and hyphens, as fp8.")
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {_named(path.relative_to(folder), variant): path for path in files}
+    packages: dict[str, Path | bytes] = {_named(path.relative_to(folder), variant): path for path in sorted(folder.rglob(PACKAGE))}
+    config = f"config.{variant}.json" if variant else CONFIG
+    there, ours = _object(root.read(config, limit=_MAX_CONFIG)), _object((folder / CONFIG).read_bytes())
+    if not replace:
+        _check(root, config, there, {_named(Path(name, PACKAGE), variant): (name, told) for name, told in ours[_OWN].items()})
+    known = there.get(_OWN)
+    return {**packages, config: _encode({**there, _OWN: {**(known if isinstance(known, dict) else {}), **ours[_OWN]}})}
 
 
 def _named(path: Path, variant: str) -> str:
@@ -50,33 +61,39 @@ def _named(path: Path, variant: str) -> str:
         return path.as_posix()
     if path.parts[0] == "package":
         raise BadInput("--variant: a package of a whole component has none.", remedy="push it to a repository of its own.")
-    if path.name == CONFIG:
-        return f"config.{variant}.json"
     return Path(f"{path.parts[0]}.{variant}", *path.parts[1:]).as_posix()
 
 
-def check_room(root: Root, files: Mapping[str, Path]) -> None:
-    """Raises BadInput where these would take the place of packages for another machine or torch, or of somebody's own: the Spaces that
-    load them would break."""
-    taken = sorted(path for path in root.sizes(sorted(files)) if not path.endswith(".json"))
-    if not taken:
-        return
-    config = next(path for path in files if path.startswith("config.") or path == CONFIG)
-    there, ours = _about(root.read(config, limit=_MAX_CONFIG)), _about(files[config].read_bytes())
-    if any(there.get(name) != ours.get(name) for name in _MACHINE):
-        said = f"for {there['target.sku']}, torch {there['target.torch']}" if there else "that aot did not make"
+def _check(root: Root, config: str, there: dict[str, Any], ours: Mapping[str, tuple[str, dict[str, Any]]]) -> None:
+    """`ours`: by where a package goes its folder's name in the config, and what that says."""
+    if others := sorted({*there} - {_OWN, _KERNELS}):
         raise BadInput(
-            f"the repository has {taken[0]} {said}, and Spaces may load it.",
+            f"the repository has a {config} that is of something else: it says {', '.join(others[:3])}.",
+            remedy="push to a repository of artifacts; --replace adds to that file.",
+        )
+    for path in root.sizes(sorted(ours)):
+        name, told = ours[path]
+        known = (there.get(_OWN) or {}).get(name)
+        if not isinstance(known, dict):
+            said = "that aot did not make"
+        elif moved := [part for part in _SAME if known.get(part) != told.get(part)]:
+            said = f"for {', '.join(f'{part} {known.get(part)}' for part in moved)}"
+        else:
+            continue
+        raise BadInput(
+            f"the repository has {path} {said}, and Spaces may load it.",
             remedy="--variant NAME puts these beside it, --replace in its place; or push to another repository.",
         )
 
 
-def _about(raw: bytes | None) -> dict[str, Any]:
-    """What a config says of its packages; nothing where it is not ours."""
+def _object(raw: bytes | None) -> dict[str, Any]:
+    """What a config says; of what is none, that it is something else."""
     try:
         found = json.loads(raw or b"{}")
     except ValueError:
-        return {}
-    own = found.get(_OWN) if isinstance(found, dict) else None
-    known = own if isinstance(own, dict) else {}
-    return known if all(isinstance(known.get(name), str) for name in _MACHINE) else {}
+        found = None
+    return found if isinstance(found, dict) else {"no JSON object": True}
+
+
+def _encode(config: dict[str, Any]) -> bytes:
+    return f"{json.dumps(config, indent=1)}\n".encode()

@@ -17,7 +17,7 @@ from aot.environment import SIGNING_KEY
 from aot.errors import BadInput
 from aot.shipping.card import render
 from aot.shipping.listing import Row, listing, pick
-from aot.shipping.spaces import at_root, check_room
+from aot.shipping.spaces import at_root
 from aot.verbs.stores import Moving, Say, local_store, log, open_guard, open_remote, unseen
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def push(
     `artifact` is what a build returned, or a recipe, `recipe@key`, or the beginning of a key or digest; `all` pushes every artifact
     that it names, not the newest alone. `store`: `hf://ORG/REPO`, `s3://…`, any fsspec URL, or a path. `create` makes a repository
     that is not there: private, unless `public`. An artifact that was built with packages for Spaces has them put at the root of a
-    repository too, under the name of `variant`; they take the place of those for another machine or torch only if `replace`.
+    repository too, under the name of `variant`; they take the place of those of something else only if `replace`.
     Raises BadInput, Missing, Untrusted, Denied, Unreachable.
     """
     if public and not create:
@@ -53,6 +53,7 @@ def push(
     if len(rows) > 1 and not all:
         say(f"{artifact} names {len(rows)} artifacts; the newest is pushed (--all for every one)")
         rows = rows[:1]
+    _check_packages(rows, wanted=bool(variant or replace))
     guard, target = open_guard(local), open_remote(store)
     if isinstance(target, HubStore):
         target.card = lambda entries, count: render(entries, target.location, count)
@@ -73,22 +74,23 @@ def push(
 
 @contextmanager
 def _beside(local: LocalStore, admitted: Admitted, variant: str, *, replace: bool) -> Iterator[Beside]:
-    """What is put at the repository's root: packages, where the artifact has them. Raises BadInput."""
+    """What is put at the repository's root: packages, where the artifact has them."""
     layer = admitted.manifest.layer(SPACES)
     if layer is None:
-        if variant or replace:
-            raise BadInput(
-                "--variant and --replace are of packages for Spaces, which it has none of.", remedy="build with --layout spaces."
-            )
         yield lambda _: {}
         return
     with run_directory("aot-spaces-") as folder:
         unpack(local, admitted, layer=layer, into=folder, ledger=Ledger())
-        files = at_root(folder, variant)
+        yield lambda root: at_root(root, folder, variant, replace=replace)
 
-        def found(root: HubStore) -> dict[str, Path]:
-            if not replace:
-                check_room(root, files)
-            return files
 
-        yield found
+def _check_packages(rows: list[Row], *, wanted: bool) -> None:
+    """Raises BadInput where packages of one artifact would take the place of another's, or where they are `wanted` and there are none."""
+    having = [row for row in rows if row.part("layout") == SPACES]
+    if len(having) > 1:
+        raise BadInput(
+            f"--all: {len(having)} of these have packages for Spaces, and a repository has room for one's.",
+            remedy="push them one by one, with --variant.",
+        )
+    if wanted and not having:
+        raise BadInput("--variant and --replace are of packages for Spaces, and it has none.", remedy="build with --layout spaces.")

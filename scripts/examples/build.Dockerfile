@@ -9,10 +9,9 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
 
-COPY . /src
 # torch is the ordinary wheel, which has CUDA's compiler in it; the headers are those of its own packages
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir /src uv && rm -rf /src
+RUN --mount=type=bind,target=/src,rw pip install --no-cache-dir /src uv
 
 ENV AOT_HOME=/store
 VOLUME /store

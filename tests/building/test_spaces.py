@@ -107,7 +107,8 @@ def test_a_space_takes_a_repository_as_it_is_and_gives_eagers_picture(built: Bui
     found = [path for path in hub.files(REPO) if not path.startswith("v1/")]
     assert {*found} - {".gitattributes"} == {*(f"{name}/{FILE}" for name in BLOCKS), "README.md", "config.json"}
     about = json.loads(hub.read(REPO, "config.json"))["aot"]
-    assert (about["target.torch"], sorted(about["calls"])) == (built.manifest.key["target.torch"], BLOCKS)
+    assert sorted(about) == BLOCKS
+    assert {told["target.torch"] for told in about.values()} == {built.manifest.key["target.torch"]}
     assert f'spaces.aoti_blocks_load(pipe.transformer, "{REPO}")' in hub.read(REPO, "README.md").decode()
     replaced, error = _space(environ, "flux", REPO, "blocks")
     assert (replaced, error <= 1e-5) == (4, True)
@@ -142,9 +143,16 @@ def test_packages_of_another_machine_or_hand_are_not_replaced_unasked(built: Bui
     assert _aot(environ, "push", digest, f"hf://{REPO}", "--replace").returncode == 0
     assert _aot(environ, "push", digest, f"hf://{REPO}").returncode == 0
     config = json.loads(hub.read(REPO, "config.json"))
-    hub.write(REPO, "config.json", json.dumps({"aot": {**config["aot"], "target.torch": "2.11.0"}}).encode())
+    config["aot"][BLOCKS[0]]["calls"] = "float32[1,2,3]"
+    hub.write(REPO, "config.json", json.dumps({**config, "kernels": [], "aot": {**config["aot"], "Other": {}}}).encode())
     refused = _aot(environ, "push", digest, f"hf://{REPO}")
-    assert "torch 2.11.0, and Spaces may load it" in refused.stderr
+    assert "for calls float32[1,2,3], and Spaces may load it" in refused.stderr
+    assert _aot(environ, "push", digest, f"hf://{REPO}", "--replace").returncode == 0
+    kept = json.loads(hub.read(REPO, "config.json"))
+    assert ({*kept}, {*kept["aot"]}) == ({"aot", "kernels"}, {*BLOCKS, "Other"})
+    hub.write(REPO, "config.json", b'{"_class_name": "FluxTransformer2DModel"}')
+    refused = _aot(environ, "push", digest, f"hf://{REPO}")
+    assert (refused.returncode, "is of something else: it says _class_name" in refused.stderr) == (2, True)
     named = _aot(environ, "push", digest, f"hf://{REPO}", "--variant", "../x")
     assert (named.returncode, "is no name of a variant" in named.stderr) == (2, True)
 

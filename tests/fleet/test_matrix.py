@@ -133,3 +133,12 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:
     for name in ("m.toml", "nowhere.toml"):
         with pytest.raises(BadInput, match="cannot be read as TOML"):
             Matrix.read(tmp_path / name)
+
+
+def test_a_torch_is_written_as_in_keys_and_packages_are_of_one_cell() -> None:
+    assert {cell.torch for cell in _of(PIXART, torch=["2.14", "2.14.0"]).cells} == {"2.14.0"}
+    with pytest.raises(BadInput, match="nightly"):
+        _of(PIXART, torch=["nightly"])
+    assert _of({**PIXART, "layout": "spaces"}, PIXART).cells[0].options[-2:] == ("--layout", "spaces")
+    with pytest.raises(BadInput, match="layout is of 2 cells"):
+        _of({**PIXART, "layout": "spaces"}, gpus=["h200", "rtx-4090"])

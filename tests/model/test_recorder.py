@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +15,9 @@ from torch import nn
 from aot.model.blocks import numbered, repeated
 from aot.model.fingerprint import Fingerprint
 from aot.model.hollow import fill, hollow
-from aot.model.recorder import Recorder
+from aot.model.recorder import RecordedCall, Recorder
 from aot.model.signature import TensorSpec
+from aot.request.merged import merged
 from aot.request.record import record
 from tests.pipelines import PIPELINES, make
 
@@ -187,6 +190,41 @@ def test_two_pipelines_are_watched_at_once_in_two_threads_and_nothing_is_left_be
     first(torch.ones(2, 4))
     second(torch.ones(2, 4))
     assert [[call.count for call in recorder.calls] for recorder in found] == [[1], [1]]
+
+
+class _Twice(nn.Module):
+    """Calls its part by place, and by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Sequential(nn.Linear(2, 2))
+
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        if float(x.sum()) > 1e9:  # asks for numbers: it is glue
+            return x
+        return self.part(x) + self.part(input=x) * scale
+
+
+def test_every_way_in_which_a_call_is_written_is_kept_and_survives_a_file_and_a_merge() -> None:
+    pipe = SimpleNamespace(components={"glue": _Twice(), "plain": nn.Sequential(nn.Linear(2, 2))})
+    x = torch.ones(1, 2)
+    with record(pipe, name="ways") as found, torch.no_grad():
+        pipe.components["glue"](x)
+        pipe.components["plain"](x)
+    with record(pipe, name="ways") as other, torch.no_grad():
+        pipe.components["glue"](x=x, scale=1.0)
+        pipe.components["plain"](input=x)
+    values = [{"name": "ways", "roots": {}, "versions": {}, "components": {}, "left": {}} for _ in range(2)]
+    for value, one in zip(values, (found, other), strict=True):
+        value["calls"] = json.loads(json.dumps([call.to_json() for call in one.calls]))
+    (together,) = merged(values)
+    calls = {call.component: call for call in map(RecordedCall.from_json, together["calls"])}
+    assert calls["plain"].written == ((1, ()), (0, ("input",)))
+    assert calls["glue"].written == ((1, ()), (0, ("x", "scale")))
+    assert [block.written for block in calls["glue"].blocks] == [(1, ()), (0, ("input",))]
+    old = {**together["calls"][0], "blocks": [block[:2] for block in together["calls"][0]["blocks"]]}
+    del old["written"]
+    assert RecordedCall.from_json(old).written == ()
 
 
 class _Glue(nn.Module):
