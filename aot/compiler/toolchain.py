@@ -25,7 +25,8 @@ _INLINE = "--param inline-unit-growth=1000 --param large-unit-insns=1000000 --pa
 _BESIDE_A_GPU = {"x86_64": "x86-64-v3"}
 # No symbol table, no exported template instances: a graph's library is a third of the size and is loaded sooner.
 _SMALL = "-s -fvisibility-inlines-hidden"
-# In torch 2.11 the objects that hold cubins ask for a stack that can be executed, and a hardened host or glibc 2.41 refuses the library
+# In torch 2.11 the objects that hold cubins ask for a stack that can be executed, and a hardened host or glibc 2.41 refuses the library.
+# For what links alone: with it, GCC would link the headers that are to be precompiled
 _STACK = "-Wl,-z,noexecstack"
 
 
@@ -52,9 +53,8 @@ def write_compiler(directory: Path, gpu: str, environ: Mapping[str, str]) -> Pat
     compiler = find_compiler(environ)
     level = cpu_here().split("+")[0] if gpu == CPU else _BESIDE_A_GPU.get(platform.machine(), "")
     shared = _shared_runtime(compiler, directory, environ)
-    flags = " ".join(
-        [_SMALL, _STACK, *([f"-march={level}"] if level.startswith("x86-64-") else []), *([f'-L"{shared}"'] if shared else [])]
-    )
+    march = [f"-march={level}"] if level.startswith("x86-64-") else []
+    flags = " ".join([_SMALL, *march, *([f'-L"{shared}"'] if shared else [])])
     inline = "" if "clang" in compiler.name else _INLINE
     # what a library says of its sources: a build's folder and files have other names each time, and this host's paths are
     # nobody's business
@@ -64,6 +64,7 @@ def write_compiler(directory: Path, gpu: str, environ: Mapping[str, str]) -> Pat
         "#!/bin/sh",
         "source=/",
         'for argument; do case "$argument" in *.cpp) source=$argument;; esac; done',
+        f'case " $* " in *" -shared "*) set -- "$@" {_STACK};; esac',
         f'case " $* " in *" -O3 "*) set -- "$@" {inline};; esac',
         f'exec "{compiler}" "$@" {flags} {" ".join(f"-ffile-prefix-map={one}" for one in nameless)}',
     ]

@@ -62,6 +62,9 @@ def test_no_library_asks_for_a_stack_that_can_be_executed(tmp_path: Path) -> Non
     subprocess.run(["ld", "-r", "-b", "binary", "-o", "cubin.o", "cubin"], cwd=tmp_path, check=True)
     subprocess.run([compiler, "-shared", "-fPIC", "graph.cpp", "cubin.o", "-o", "graph.so"], cwd=tmp_path, check=True)
     assert not _executable_stack((tmp_path / "graph.so").read_bytes())
+    (tmp_path / "header.h").write_text("int graph();\n")
+    subprocess.run([compiler, "-x", "c++-header", "header.h", "-o", "header.h.gch"], cwd=tmp_path, check=True)  # as Inductor does
+    subprocess.run([compiler, "header.h", "-o", "plain.h.gch"], cwd=tmp_path, check=True)
     subprocess.run(["g++", "-shared", "-fPIC", "graph.cpp", "cubin.o", "-o", "plain.so"], cwd=tmp_path, check=True)
     assert _executable_stack((tmp_path / "plain.so").read_bytes())
 
