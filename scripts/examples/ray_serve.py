@@ -28,7 +28,7 @@ class Pictures:
     def __init__(self) -> None:
         self._recipe = find("pixart-alpha")  # your own pipeline: DiffusionPipeline.from_pretrained(...).to("cuda")
         self._row = self._recipe.variant(VARIANT)
-        self._pipe = self._recipe.pipeline(self._row, dtype="float32")
+        self._pipe = self._recipe.pipeline(self._row, dtype="float32", weights=None)
         aot.compile_pipe(self._pipe, strict=True)  # what would compile is an error here, and the replica is not started
         aot.export_metrics()
 
