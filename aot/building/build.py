@@ -27,7 +27,7 @@ from aot.compiler.process import Event, Process
 from aot.compiler.stage import Progress, Stage, stage
 from aot.compiler.toolchain import find_compiler, strip, write_compiler
 from aot.compiler.toolkit import find_toolkit, toolkit_environment
-from aot.environment import INDUCTOR_DIRECTORY, SIGNING_KEY
+from aot.environment import INDUCTOR_DIRECTORY, signing_key
 from aot.errors import BadEnvironment, BuildFailed
 from aot.machine.sku import CPU
 from aot.machine.target import Target
@@ -256,7 +256,7 @@ def _pack(
 def signing_keys(root: Path, environ: Mapping[str, str]) -> list[SigningKey]:
     """This machine's, and the one in the file that AOT_SIGNING_KEY names. Raises Malformed, RootRefused, Unreachable."""
     own = SigningKey.of_machine(root)
-    return [own, SigningKey(Path(environ[SIGNING_KEY]).expanduser())] if environ.get(SIGNING_KEY) else [own]
+    return [own, SigningKey(path)] if (path := signing_key(environ)) else [own]
 
 
 def _signed(manifest: bytes, keys: list[SigningKey]) -> bytes | None:

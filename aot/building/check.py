@@ -71,7 +71,7 @@ def check_graphs(
             allowed = max(allowed, _inherent(plan, call, wanted))
         check(comparison, what=str(call), allowed=allowed)
         compared.append({"call": str(call), "tolerance_relative_l2": allowed, **comparison.to_json()})
-    compared += _check_ends(plan, book, graphs, mode)
+    compared += check_alone(plan, book, graphs, mode, own=False)
     return {"tolerance_relative_l2": max(each["tolerance_relative_l2"] for each in compared), "calls": compared}, book
 
 
@@ -94,27 +94,16 @@ class Runs(Protocol):
     def run_flat(self, inputs: list[torch.Tensor], /) -> list[torch.Tensor]: ...
 
 
-def check_alone(plan: Plan, book: Book, found: Sequence[Runs], mode: Mode) -> list[dict[str, Any]]:
-    """Compare with eager each by itself, at its own call and at the ends of its range. Raises as `check_graphs` does."""
-    compared: list[dict[str, Any]] = []
-    units = {(unit.kind, unit.signature): unit for unit in plan.units}
-    for one in found:
-        unit, ends = units[one.entry.kind, one.entry.signature], one.entry.dynamic.ends() if one.entry.dynamic else ()
-        compared += [_at(one, plan.kinds[unit.kind].module, book, signature, unit, mode) for signature in (unit.signature, *ends)]
-    return [{**each, "call": f"for Spaces, {each['call']}"} for each in compared]
-
-
-def _check_ends(plan: Plan, book: Book, graphs: list[Graph], mode: Mode) -> list[dict[str, Any]]:
-    """Compare graphs along axes with eager at the ends of their ranges, which no call may have had. Raises OutsideTolerance, and
-    BuildFailed where eager itself cannot be called there."""
+def check_alone(plan: Plan, book: Book, found: Sequence[Runs], mode: Mode, *, own: bool = True) -> list[dict[str, Any]]:
+    """Compare with eager each by itself, on noise: at the ends of its range, which no call may have had, and at its `own` call. Raises
+    OutsideTolerance, and BuildFailed where eager itself cannot be called there."""
     compared: list[dict[str, Any]] = []
     units = {(unit.component, unit.kind, unit.signature): unit for unit in plan.units}
-    for graph in graphs:
-        entry = graph.entry
-        if entry.dynamic is None:
-            continue
-        unit = units[entry.component, entry.kind, entry.signature]
-        compared += [_at(graph, plan.kinds[entry.kind].module, book, signature, unit, mode) for signature in entry.dynamic.ends()]
+    for one in found:
+        entry = one.entry
+        unit, ends = units[entry.component, entry.kind, entry.signature], entry.dynamic.ends() if entry.dynamic else ()
+        signatures = (*([entry.signature] if own else ()), *ends)
+        compared += [_at(one, plan.kinds[entry.kind].module, book, signature, unit, mode) for signature in signatures]
     return compared
 
 

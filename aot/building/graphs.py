@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 import traceback
@@ -14,7 +13,6 @@ from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
-from unittest import mock
 
 import torch
 
@@ -25,23 +23,22 @@ from aot.artifact.opened import SPACES
 from aot.artifact.promise import holds
 from aot.artifact.runner import Graph
 from aot.building.check import Measured, check_alone, check_graphs, timed
+from aot.building.compiling import at_once, configuration, tensors_for
 from aot.building.plan import Plan, Unit, along_axes
 from aot.building.reference import reference
 from aot.building.spaces import PackageGraph, Packages
 from aot.cache_store.digest import Digest
 from aot.compiler.cubin import architectures
-from aot.compiler.inductor import Configuration, Traced, check_options, compile_graph, jit, prepare_forks
-from aot.compiler.parallel import cpus, in_forks, peak_memory
+from aot.compiler.inductor import Traced, check_options, compile_graph, jit, prepare_forks
+from aot.compiler.parallel import in_forks, peak_memory
 from aot.compiler.process import Parent
 from aot.compiler.stage import Stage, stage
-from aot.environment import INDUCTOR_DIRECTORY
 from aot.errors import BuildFailed, OutsideTolerance, Unsupported
 from aot.machine.device import Device, open_device
 from aot.machine.settings import claim, complete
 from aot.machine.sku import CPU
 from aot.machine.target import Target
 from aot.model.axes import Axes
-from aot.model.capture import in_dtype
 from aot.model.signature import TensorSpec
 from aot.model.slots import is_slot
 from aot.model.weights import LiveWeights
@@ -94,7 +91,8 @@ def _compile_on(device: Device, planned: Planned, request: Compilation, director
             plan, book = _compile(plan.apart(), request, device, directory, parent, measured, numbers)
             certificate, book, graphs = _checked(plan, book, request, device, directory, parent, measured)
         with _stage(parent, "check packages for Spaces") if packages else nullcontext():
-            certificate["calls"] += check_alone(plan, book, packages, request.options.mode)
+            found = check_alone(plan, book, packages, request.options.mode)
+            certificate["calls"] += [{**one, "call": f"for Spaces, {one['call']}"} for one in found]
         with _stage(parent, "record golden outputs"):
             golden = Golden.record(book, {graph.entry.file: graph.run_flat for graph in graphs})
     (directory / FILE).write_bytes(book.encode())
@@ -199,10 +197,9 @@ def _compile(
 def _compile_round(
     plan: Plan, units: list[Unit], files: list[str], request: Compilation, device: Device, directory: Path, parent: Parent
 ) -> list[_Compiled]:
-    """Compile these, several at once: in forks, which a real GPU's context does not survive."""
+    """Compile these, several at once."""
     work = [partial(_compile_unit, plan, request, device, unit, directory / file) for unit, file in zip(units, files, strict=True)]
-    at_once = cpus() if device.simulated or device.type == CPU else 1
-    if device.type == CPU and min(at_once, len(work)) > 1:
+    if device.type == CPU and min(at_once(device), len(work)) > 1:
         prepare_forks()
     found: dict[int, _Compiled] = {}
 
@@ -210,7 +207,7 @@ def _compile_round(
         unit = units[place]
         _tell(parent, Stage(f"compile graph {place + 1} of {len(work)}, {unit}", seconds, component=unit.component))
 
-    for place, compiled in in_forks(work, at_once=at_once, begun=told):
+    for place, compiled in in_forks(work, at_once=at_once(device), begun=told):
         found[place] = compiled
         told(place, compiled.seconds)
     return [found[place] for place in range(len(units))]
@@ -249,14 +246,10 @@ def _off_axes(unit: Unit, axes: Axes, one: _Compiled) -> list[Unit]:
 
 def _compile_unit(plan: Plan, request: Compilation, device: Device, unit: Unit, library: Path) -> _Compiled:
     started, module = time.perf_counter(), plan.kinds[unit.kind].module
-    configuration = Configuration(request.inductor, request.options.mode.freezing, device.type, request.also)
-    with device.tensors():
-        tensors = unit.signature.zeros()
-    # each in a directory of its own: two graphs compiled at once would write files of the same names
-    own = {INDUCTOR_DIRECTORY: str(Path(os.environ[INDUCTOR_DIRECTORY]) / library.stem)}
-    with in_dtype(module, unit.dtype), mock.patch.dict(os.environ, own):
+    how = configuration(request, device)
+    with tensors_for(unit, module, device, library.stem) as tensors:
         try:
-            traced = compile_graph(module, unit.signature, tensors, dynamic=unit.dynamic, configuration=configuration, library=library)
+            traced = compile_graph(module, unit.signature, tensors, dynamic=unit.dynamic, configuration=how, library=library)
         except (BuildFailed, Unsupported) as error:
             if unit.dynamic is None:
                 raise
@@ -264,7 +257,7 @@ def _compile_unit(plan: Plan, request: Compilation, device: Device, unit: Unit, 
             library.unlink(missing_ok=True)
             return _Compiled(None, seconds=round(time.perf_counter() - started, 3), reason=error.message)
         live = LiveWeights(module)
-        weights = () if configuration.frozen else tuple(zip(live.names, live.specs(), strict=True))
+        weights = () if how.frozen else tuple(zip(live.names, live.specs(), strict=True))
     cubins = {} if device.type == CPU else _check_cubins(library, request)
     return _Compiled(traced, weights, round(time.perf_counter() - started, 3), cubins)
 

@@ -6,36 +6,31 @@ all modules of that class; `spaces.aoti_load` takes `package/root/package.pt2` f
 
 from __future__ import annotations
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from unittest import mock
 
 import torch
 from torch import nn
 
 from aot.artifact.book import Book, GraphEntry
 from aot.artifact.key import Key
+from aot.building.compiling import at_once, configuration, tensors_for
 from aot.building.plan import Plan, Unit
 from aot.cache_store.digest import Digest
-from aot.compiler.inductor import Configuration
-from aot.compiler.package import FILE, compile_package, load_package
-from aot.compiler.parallel import cpus, in_forks
-from aot.environment import INDUCTOR_DIRECTORY
+from aot.compiler.package import compile_package, load_package
+from aot.compiler.parallel import in_forks
 from aot.errors import BadInput, Unsupported
 from aot.machine.device import Device
-from aot.machine.sku import CPU
 from aot.model.axes import Axes
-from aot.model.capture import in_dtype
 from aot.model.convention import Convention, Written
 from aot.model.signature import Signature
 from aot.model.writes import SAME, Results
 from aot.request.compilation import Compilation
-from aot.shipping.spaces import CONFIG, about
+from aot.shipping.spaces import CONFIG, PACKAGE, about
 
 ROOT = "package/root"
 
@@ -98,10 +93,9 @@ class Packages:
     ) -> dict[str, float]:
         """Compile each into the directory, beside what they are for; returns the seconds that each took."""
         folders = list(self.units)
-        work = [partial(self._compile, folder, request, device, directory / folder / FILE) for folder in folders]
+        work = [partial(self._compile, folder, request, device, directory / folder / PACKAGE) for folder in folders]
         seconds = dict[str, float]()
-        at_once = cpus() if device.simulated or device.type == CPU else 1
-        for place, took in in_forks(work, at_once=at_once, begun=lambda place: told(folders[place], None)):
+        for place, took in in_forks(work, at_once=at_once(device), begun=lambda place: told(folders[place], None)):
             seconds[folders[place]] = took
             told(folders[place], took)
         calls = {folder: str(unit.dynamic or unit.signature) for folder, unit in self.units.items()}
@@ -110,18 +104,14 @@ class Packages:
 
     def _compile(self, folder: str, request: Compilation, device: Device, package: Path) -> float:
         started, unit, module = time.perf_counter(), self.units[folder], self.kinds[folder]
-        own = {INDUCTOR_DIRECTORY: str(Path(os.environ[INDUCTOR_DIRECTORY]) / folder.replace("/", "-"))}
-        configuration = Configuration(request.inductor, False, device.type, request.also)
-        with device.tensors():
-            tensors = unit.signature.zeros()
-        with in_dtype(module, unit.dtype), mock.patch.dict(os.environ, own):
+        with tensors_for(unit, module, device, folder.replace("/", "-")) as tensors:
             compile_package(
                 module,
                 unit.signature,
                 self.written[folder],
                 tensors,
                 dynamic=unit.dynamic,
-                configuration=configuration,
+                configuration=configuration(request, device),
                 package=package,
             )
         return round(time.perf_counter() - started, 3)
@@ -131,7 +121,7 @@ class Packages:
         entries = {(entry.kind, entry.signature): entry for entry in book.graphs}
         found = [(folder, entries[unit.kind, unit.signature]) for folder, unit in self.units.items()]
         return [
-            PackageGraph(entry, directory / folder / FILE, self.kinds[folder], self.written[folder], len(book.inputs(entry)))
+            PackageGraph(entry, directory / folder / PACKAGE, self.kinds[folder], self.written[folder], len(book.inputs(entry)))
             for folder, entry in found
         ]
 

@@ -17,7 +17,7 @@ from aot.choice import choice
 from aot.cli.app import PLAIN
 from aot.cli.request import Json
 from aot.cli.text import print_json, print_table, size
-from aot.environment import SIGNING_KEY
+from aot.environment import signing_key
 from aot.errors import INCOMPLETE, INTERRUPTED, REGRESSED, BadInput
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def _engine(on: str, store: str, **given: str | int) -> Engine:
         return OnRay(str(given["address"]))
     from aot.fleet.on_jobs import OnJobs
 
-    return OnJobs(str(given["image"]), store, str(given["namespace"]), os.environ.get(SIGNING_KEY, ""), jobs or 8)
+    return OnJobs(str(given["image"]), store, str(given["namespace"]), signing_key(os.environ), jobs or 8)
 
 
 def _cells(state: State) -> tuple[str, ...]:

@@ -28,7 +28,6 @@ from aot.model.signature import Signature
 from aot.model.twin import twin
 from aot.model.wrapped import assemblies, is_packed
 
-FILE = "package.pt2"
 # every weight stays one of its own under its own name, and none of them is in the package
 _BY_NAME = {
     "aot_inductor.package": True,

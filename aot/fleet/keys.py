@@ -134,12 +134,11 @@ def _content(what: str) -> str:
 
 def _is_fixed(cell: Cell) -> bool:
     """Whether the same words mean the same model tomorrow: not those of a repository's branch, nor code of the user's own."""
-    options = dict(zip(cell.options, cell.options[1:], strict=False))
     path = Path(cell.what)
     if "--module" in cell.options or path.suffix == ".py" or (path.is_dir() and any(path.rglob("*.py"))):
         return False
     named = kind_of(cell.what) is not Origin or is_recipe(cell.what)
-    return named or path.exists() or len(options.get("--revision", "")) == _FULL_COMMIT
+    return named or path.exists() or len("".join(cell.given("--revision"))) == _FULL_COMMIT
 
 
 def _installed(name: str) -> str:

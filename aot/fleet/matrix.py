@@ -58,12 +58,15 @@ class Cell:
 
     @property
     def variant(self) -> str:
-        return dict(zip(self.options, self.options[1:], strict=False)).get("--variant", "")
+        return "".join(self.given("--variant"))
+
+    def given(self, option: str) -> list[str]:
+        """What an option is given, each time."""
+        return [value for name, value in zip(self.options, self.options[1:], strict=False) if name == option]
 
     def paths(self) -> list[str]:
         """What it names that is a file or folder of this machine."""
-        options = dict(zip(self.options, self.options[1:], strict=False))
-        return [text for text in (self.what, options.get("--weights", "")) if text and not is_recipe(text) and Path(text).exists()]
+        return [text for text in (self.what, *self.given("--weights")) if not is_recipe(text) and Path(text).exists()]
 
     @property
     def on_gpu(self) -> bool:
@@ -71,12 +74,8 @@ class Cell:
         if self.gpu == CPU or "--untuned" in self.options:
             return False
         mode = Mode.parse(self.mode or NO_WORDS)
-        return bool(mode.timed or mode.freezing or TIMED_OPTIONS & {name.removeprefix("inductor.") for name in self._options()})
-
-    def _options(self) -> Iterator[str]:
-        for option, value in zip(self.options, self.options[1:], strict=False):
-            if option == "--option":
-                yield value.partition("=")[0]
+        options = {option_of(text)[0].removeprefix("inductor.") for text in self.given("--option")}
+        return bool(mode.timed or mode.freezing or TIMED_OPTIONS & options)
 
 
 @dataclass(frozen=True, slots=True)

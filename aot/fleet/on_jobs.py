@@ -51,7 +51,7 @@ class OnJobs:
     image: str
     store: str
     namespace: str = ""
-    signing: str = ""
+    signing: Path | None = None
     at_once: int = 8
     api: HfApi = field(default_factory=HfApi)
     poll: float = _POLL
@@ -70,7 +70,7 @@ class OnJobs:
                 f"--on hf-jobs: a job's own key is gone with it, and {SIGNING_KEY} names no other to sign with.",
                 remedy=f"openssl genpkey -algorithm ed25519 -out key.pem; export {SIGNING_KEY}=key.pem",
             )
-        SigningKey(Path(self.signing).expanduser())
+        SigningKey(self.signing)
         for cell in cells:
             flavour(cell)
             if paths := cell.paths():
@@ -109,7 +109,7 @@ class OnJobs:
                     self.api.cancel_job(job_id=job, namespace=namespace)
 
     def _begin(self, cell: Cell, task: Task, namespace: str) -> str:
-        secrets = {SIGNING_PEM: Path(self.signing).expanduser().read_text()}
+        secrets = {SIGNING_PEM: self.signing.read_text()} if self.signing else {}
         if token := self.api.token or get_token():
             secrets["HF_TOKEN"] = str(token)
         job = self.api.run_job(

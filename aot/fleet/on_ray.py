@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 from aot.cache_store.signing import SigningKey
-from aot.environment import SIGNING_KEY
+from aot.environment import SIGNING_KEY, signing_key
 from aot.errors import BadEnvironment, BadInput
 from aot.fleet.matrix import Cell
 from aot.fleet.work import Row, Task, WrongDevice, work
@@ -51,7 +50,7 @@ class OnRay:
     def check(self, cells: Sequence[Cell]) -> None:
         """Raises BadEnvironment where there is no Ray or no cluster, BadInput for a cell that no node can run: Ray would wait for one
         for ever. Malformed, RootRefused or Unreachable for a key that cannot be read."""
-        if key := _signing_key():
+        if key := signing_key(os.environ):
             SigningKey(key)
         ray = self._connect()
         nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -122,14 +121,9 @@ def selector(cell: Cell) -> dict[str, str]:
     return {_LABEL: family}
 
 
-def _signing_key() -> Path | None:
-    """The file of the key that signs beside the nodes' own, by its whole path: a worker runs in another folder."""
-    return Path(path).expanduser().absolute() if (path := os.environ.get(SIGNING_KEY)) else None
-
-
 def _there(task: Task) -> Task:
     """As a node is told of it. A key that is asked for to sign with is a file there too: under the same path, and nobody sends it."""
-    signing = {SIGNING_KEY: str(key)} if (key := _signing_key()) else {}
+    signing = {SIGNING_KEY: str(key.absolute())} if (key := signing_key(os.environ)) else {}  # a worker runs in another folder
     return replace(task, environ={**task.environ, **signing})
 
 

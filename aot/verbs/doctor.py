@@ -15,7 +15,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from aot.cache_store.errors import CodedError
-from aot.environment import GRAPH_CACHE, SIGNING_KEY
+from aot.environment import GRAPH_CACHE, signing_key
 
 SERVE, BUILD, BUILD_GPU = "serve", "build", "build for GPUs"
 _ROOM = 2 << 30  # bytes that a build may take beside the store
@@ -116,7 +116,7 @@ def _keys(environ: Mapping[str, str]) -> tuple[str, str]:
     from aot.cache_store.trust import Trust
 
     own = machine_key(_root(environ))
-    named = [Path(environ[SIGNING_KEY]).expanduser()] if environ.get(SIGNING_KEY) else []
+    named = [path] if (path := signing_key(environ)) else []
     signing = [f"{SigningKey(path).public.id[:12]} at {path}" for path in (*([own] if own.exists() else []), *named)]
     listed = len(Trust.read(_root(environ)).rules)
     return f"signs with {', '.join(signing) or 'a key that the first build makes'}; {listed} listed as trusted", ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aot.artifact.ledger import Ledger
@@ -13,7 +12,7 @@ from aot.artifact.opened import SPACES, run_directory, unpack
 from aot.cache_store.hub import Beside, HubStore
 from aot.cache_store.signing import SigningKey
 from aot.cache_store.transfer import push as transfer
-from aot.environment import SIGNING_KEY
+from aot.environment import signing_key
 from aot.errors import BadInput
 from aot.shipping.card import render
 from aot.shipping.listing import Row, listing, pick
@@ -60,9 +59,9 @@ def push(
         if create:
             target.create(private=not public)
     for row in rows:
-        if key := os.environ.get(SIGNING_KEY):
+        if key := signing_key(os.environ):
             raw = local.manifest(row.digest)
-            local.commit(row.ref, raw, {}, envelope=SigningKey(Path(key).expanduser()).sign(raw))
+            local.commit(row.ref, raw, {}, envelope=SigningKey(key).sign(raw))
         admitted = guard.admit(local, row.digest)
         with ExitStack() as stack:
             if isinstance(target, HubStore):

@@ -24,9 +24,10 @@ from aot.artifact.opened import unpack
 from aot.building.build import Built
 from aot.compiler.cubin import architectures
 from aot.compiler.inductor import Configuration
-from aot.compiler.package import FILE, compile_package
+from aot.compiler.package import compile_package
 from aot.errors import BadInput, Unsupported
 from aot.model.signature import Signature
+from aot.shipping.spaces import PACKAGE as FILE
 from aot.verbs.stores import local_store, open_guard
 from tests.building.test_pipeline import O0
 from tests.cache_store.hub_server import Hub

@@ -45,7 +45,7 @@ def hub(machine: Path, tmp_path: Path) -> Iterator[Hub]:
 
 def _engine(hub: Hub, key: Path, **more: str) -> OnJobs:
     given = {"image": "acme/aot:latest", "store": STORE, "namespace": "owner", **more}
-    return OnJobs(**given, signing=str(key), api=HfApi(endpoint=hub.endpoint, token=hub.token), poll=0.2)
+    return OnJobs(**given, signing=key, api=HfApi(endpoint=hub.endpoint, token=hub.token), poll=0.2)
 
 
 def test_each_cell_is_a_job_that_pushes_what_it_made_signed_by_the_key_it_was_given(hub: Hub, key: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_job_that_writes_no_row_is_a_cell_that_failed(hub: Hub, key: Path) -> 
 
 
 def test_who_may_not_run_jobs_is_told_in_the_row(hub: Hub, key: Path) -> None:
-    engine = OnJobs("acme/aot", STORE, "owner", str(key), api=HfApi(endpoint=hub.endpoint, token=hub.read_token), poll=0.2)
+    engine = OnJobs("acme/aot", STORE, "owner", key, api=HfApi(endpoint=hub.endpoint, token=hub.read_token), poll=0.2)
     (row,) = engine.run([(THERE, task_of(THERE, STORE))], lambda _: None)
     assert (row.status, "the job was not taken" in row.said) == (1, True)
     assert not hub.jobs.all
@@ -136,7 +136,7 @@ def _interrupted(rows: Iterator[object]) -> Iterator[object]:
         (THERE, {"store": "/srv/artifacts"}, "not the store /srv/artifacts"),
         (THERE, {"store": "file:///srv/artifacts"}, "not the store file:///srv/artifacts"),
         (THERE, {"store": ""}, "not the store this machine's own"),
-        (THERE, {"signing": ""}, "AOT_SIGNING_KEY names no other"),
+        (THERE, {"signing": None}, "AOT_SIGNING_KEY names no other"),
         (Cell(__file__, "cpu"), {}, "is of this machine, and a job does not have it"),
         (replace(THERE, options=("--weights", str(Path(__file__).parent))), {}, "is of this machine"),
         (replace(THERE, gpu="rtx-4090", mode="max-autotune"), {}, "Jobs have none"),
@@ -144,7 +144,7 @@ def _interrupted(rows: Iterator[object]) -> Iterator[object]:
     ],
 )
 def test_what_no_job_could_do_is_refused_before_anything_is_begun(cell: Cell, engine: dict[str, str], words: str, key: Path) -> None:
-    given = {"image": "acme/aot", "store": STORE, "signing": str(key), **engine}
+    given = {"image": "acme/aot", "store": STORE, "signing": key, **engine}
     with pytest.raises(BadInput) as raised:
         OnJobs(**given).check([cell])
     assert words in raised.value.message
