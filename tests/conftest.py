@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 
+from aot.artifact import ledger
 from aot.building.build import Built
 from aot.cache_store.local import LocalStore
 from aot.request.options import Options
@@ -103,6 +105,12 @@ def frozen(shared: Shared) -> LocalStore:
 def built(artifacts: Callable[[str], Artifact]) -> Artifact:
     """PixArt-alpha's."""
     return artifacts("pixart-alpha")
+
+
+@pytest.fixture(autouse=True)
+def _own_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test leaves served is not told of in the next one's `aot.stats()`."""
+    monkeypatch.setattr(ledger, "_process", replace(ledger._process, ledgers=[*ledger._process.ledgers]))
 
 
 @pytest.fixture(scope="session", autouse=True)
