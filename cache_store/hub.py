@@ -203,14 +203,27 @@ class HubStore:
         """Any file of the repository, or None. Raises Corrupt for one of more bytes than `limit`."""
         return self._reader.small(path, limit=limit)
 
+    def files(self) -> dict[str, int]:
+        """All of the repository with their sizes."""
+        return self._tree(None)
+
+    def read_long(self, path: str, *, limit: int) -> bytes | None:
+        """As `read`, of a file that may be long: what was interrupted is gone on with."""
+        if not (size := self.sizes([path]).get(path, 0)):
+            return None
+        if size > limit:
+            raise Corrupt(f"{self.location}: {path} is longer than {limit} bytes.", culprit=path)
+        with self._reader.blob(path) as blob:
+            return blob.read()
+
     def sizes(self, paths: list[str]) -> dict[str, int]:
         """Of those files that are there."""
         with hub_errors(self.location):
             found = self._api.get_paths_info(self._repo, paths, revision=self._reader.commit or self._revision)
             return {entry.path: entry.size for entry in found if isinstance(entry, RepoFile)}
 
-    def _tree(self, folder: str) -> dict[str, int]:
-        """The files below a folder with their sizes; none if there is no such folder."""
+    def _tree(self, folder: str | None) -> dict[str, int]:
+        """The files below a folder with their sizes, or all; none if there is no such folder."""
         with suppress(Missing), hub_errors(self.location):
             found = self._api.list_repo_tree(self._repo, folder, recursive=True, revision=self._reader.commit or self._revision)
             return {entry.path: entry.size for entry in found if isinstance(entry, RepoFile)}

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -17,6 +17,8 @@ from aot.cache_store.manifest import FileEntry, Layer
 LEVEL = 19  # built once, downloaded and kept many times; decompression speed does not depend on it
 _WORKERS = min(os.cpu_count() or 1, 4)  # decompressing and hashing leave the interpreter to others; a disk is full of work with four
 _WORTH_THREADS = 4 << 20  # bytes that are unpacked in a millisecond or two
+_BLOCK = 1 << 17  # bytes: the largest block there is
+_FRAME = b"\x28\xb5\x2f\xfd" + b"\x00" + bytes([(17 - 10) << 3])  # magic; no size, no checksum; a window of 2^17
 MAX_WINDOW = 1 << 27  # bytes; the largest window that level 19 uses is 8 MiB, the standard's limit for decoders 128
 
 
@@ -34,6 +36,25 @@ def pack(id: str, *, kind: str, root: Path, paths: Iterable[str], target: Binary
         target.write(frame)
         offset += len(frame)
     return Layer(id=id, kind=kind, size=offset, digest=Digest(layer_hash.hexdigest())), entries
+
+
+def pack_stored(id: str, *, kind: str, files: Mapping[str, bytes], target: BinaryIO) -> tuple[Layer, list[FileEntry]]:
+    """As `pack`, of files in memory and without compressing: the bytes are the same whichever release of zstd there is."""
+    layer_hash, entries, offset = hashlib.sha256(), [], 0
+    for path, data in sorted(files.items()):
+        frame = _stored(data)
+        entries.append(FileEntry(path=path, size=len(data), digest=Digest.of(data), layer=id, offset=offset, length=len(frame)))
+        layer_hash.update(frame)
+        target.write(frame)
+        offset += len(frame)
+    return Layer(id=id, kind=kind, size=offset, digest=Digest(layer_hash.hexdigest())), entries
+
+
+def _stored(data: bytes) -> bytes:
+    """A zstd frame of raw blocks (RFC 8878, 3.1.1): without checksum or size, its window that of one block."""
+    pieces = [data[place : place + _BLOCK] for place in range(0, len(data), _BLOCK)] or [b""]
+    heads = [(len(piece) << 3 | (place == len(pieces) - 1)).to_bytes(3, "little") for place, piece in enumerate(pieces)]
+    return _FRAME + b"".join(part for pair in zip(heads, pieces, strict=True) for part in pair)
 
 
 def verify(layer: Layer, blob: BinaryIO) -> None:

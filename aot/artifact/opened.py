@@ -26,7 +26,8 @@ from aot.cache_store.store import Store
 from aot.cache_store.trust import Admitted
 from aot.request.mode import Mode
 
-GRAPH, CACHE, SPACES = "graph", "cache", "spaces"  # the kinds of layer; the last is for others to load
+# the kinds of layer; `spaces` is for others to load, `packages` is what others made
+GRAPH, CACHE, SPACES, PACKAGES = "graph", "cache", "spaces", "packages"
 
 
 def open_graphs(

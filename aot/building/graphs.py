@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 
 from aot.artifact.book import FILE, Book, GraphEntry, Kind
+from aot.artifact.cubin import architectures
 from aot.artifact.golden import FILE as GOLDEN
 from aot.artifact.golden import Golden
 from aot.artifact.opened import SPACES
@@ -28,7 +29,6 @@ from aot.building.plan import Plan, Unit, along_axes
 from aot.building.reference import reference
 from aot.building.spaces import PackageGraph, Packages
 from aot.cache_store.digest import Digest
-from aot.compiler.cubin import architectures
 from aot.compiler.inductor import Traced, check_options, compile_graph, jit, prepare_forks
 from aot.compiler.parallel import in_forks, peak_memory
 from aot.compiler.process import Parent

@@ -10,7 +10,8 @@ from aot.cli.request import Json
 from aot.cli.stores import allow
 from aot.cli.text import print_json, print_table
 from aot.errors import Miss
-from aot.machine.target import Allow, Difference, Target, built_for
+from aot.machine.fit import built_for
+from aot.machine.target import Allow, Difference, Target
 from aot.verbs.stores import allowed, local_store, machine, open_guard
 
 

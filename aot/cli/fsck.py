@@ -10,7 +10,7 @@ import typer
 from aot.cli import stores
 from aot.cli.request import Json
 from aot.cli.text import print_json, size
-from aot.verbs.stores import local_store, open_remote
+from aot.verbs.stores import local_store, open_remote, open_source
 
 
 def fsck(
@@ -36,7 +36,7 @@ def fsck(
     if repair and isinstance(examined, LocalStore):
         for ref, digest, origin in [(ref, digest, origin) for finding in findings for ref, digest, origin in finding.pulled]:
             try:
-                restore(examined, digest, open_remote(origin))
+                restore(examined, digest, open_source(origin))
                 restored.append(str(ref))
             except CodedError as error:
                 print(f"{ref.name} is not back: {error}", file=sys.stderr)

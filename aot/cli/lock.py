@@ -25,8 +25,8 @@ def lock(
     """
     from aot.verbs.lookup import lock as pin_artifacts
 
-    if not source:
-        raise BadInput("lock needs --from STORE.", remedy="aot lock pixart-alpha --from hf://acme/artifacts")
+    if not source and "/" not in recipe:
+        raise BadInput("lock needs --from STORE, or a store of one name.", remedy="aot lock pixart-alpha --from hf://acme/artifacts")
     allow = stores.allow(allow_other_sku, allow_other_torch)
     pins = pin_artifacts(recipe, source, gpu=gpu, mode=mode, variant=variant, all=all, allow=allow, say=stores.say)
     if json:

@@ -9,7 +9,7 @@ from aot.cli.text import print_json, print_table, size
 
 def lookup(
     recipe: RecipeName,
-    store: stores.Location,
+    store: stores.Location = "",
     gpu: stores.Gpu = "auto",
     mode: stores.ModeWords = "",
     variant: stores.Variant = "",

@@ -50,6 +50,11 @@ def _do(name: str, message: dict[str, Any], parent: Parent) -> None:
 
         sing(message, parent)
         return
+    if name == "rehearsal":
+        from aot.serving.rehearsal import perform
+
+        perform(message, parent)
+        return
     if name in ("graphs", "cache"):
         _build(name, message, parent)
         return

@@ -25,11 +25,13 @@ def verify(
     manifest, digest, error = found.admitted.manifest, found.admitted.digest, found.error
     if json:
         told = {"digest": str(digest), "trusted": found.admitted.by, "files": found.files}
-        print_json({**told, "canary_error": error, "crashed_here": found.crashed})
+        print_json({**told, "canary_error": error, "ran": found.ran, "crashed_here": found.crashed})
         return
     print(f"{manifest.name} {digest}")
     print(f"  trusted: {found.admitted.by}")
     print(f"  sound: {found.files} files in {len(manifest.layers)} layers, {size(manifest.size)}")
+    if found.ran and error is None:
+        print("  runs here: in a process of its own, on tensors made up for it; packages of others have no golden outputs")
     if error is not None:
         print(f"  runs here: relative L2 error {error:.1e} against its golden outputs")
     if found.crashed:

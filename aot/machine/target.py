@@ -180,7 +180,7 @@ def _check_arch(here: str, also: Collection[str]) -> _Rule:
 
 def _check_sku(built: Target, here: Target, also: Collection[str]) -> _Rule:
     if built.device == CPU:
-        missing = sorted(_needs(built.sku) - _needs(here.sku))
+        missing = sorted(features(built.sku) - features(here.sku))
         if missing:
             return Weight.BLOCKING, f"this CPU lacks {', '.join(missing)}", None
         return Weight.DEGRADING, "this CPU could do more", Allow.SKU
@@ -195,7 +195,7 @@ def _check_cuda(built: str, here: str) -> _Rule:
     return Weight.DEGRADING, "another major version; a canary must pass first", Allow.TORCH
 
 
-def _needs(sku: str) -> set[str]:
+def features(sku: str) -> set[str]:
     """What a CPU sku stands for: its level's features, those of lower levels, and its extras."""
     level, *extras = sku.split("+")
     names = [name for name, _ in _LEVELS]
@@ -250,11 +250,6 @@ def instruction_set(machine: str, flags: set[str]) -> str:
         return machine
     level = next((name for name, needs in _LEVELS if needs <= flags), "x86-64")
     return "+".join([level, *(extra for extra in _EXTRAS if extra in flags)])
-
-
-def built_for(parts: Mapping[str, str], here: Target) -> list[Difference]:
-    """Every field in which the machine that an artifact with these key parts was built for differs from `here`."""
-    return Target.of_parts(parts).check(here, also=parts.get("also", "").split())
 
 
 def cpu_flags() -> set[str]:

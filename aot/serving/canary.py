@@ -46,7 +46,7 @@ def send(
     digest, manifest = admitted.digest, admitted.manifest
     allowed = allowed_error(manifest)
     note = guard.home / "canary" / f"{digest.hex}-{Digest.of(encode(str(here))).short}.json"
-    if not again and (remembered := _read(note)) is not None:
+    if not again and (remembered := read_note(note)) is not None:
         return remembered
     with run_directory("aot-canary-") as directory:
         _materialise(store, admitted, directory)
@@ -56,11 +56,11 @@ def send(
             f"artifact {digest.short}: its graphs differ from their golden outputs by {error:.1e} on {here}, allowed are {allowed:.0e}.",
             remedy=_REMEDY,
         )
-    _write(note, {"error": error, "target": str(here)})
+    write_note(note, {"error": error, "target": str(here)})
     return error
 
 
-def _read(note: Path) -> float | None:
+def read_note(note: Path) -> float | None:
     """The error that a canary came back with before; None where nothing can be read."""
     try:
         return float(json.loads(read_plain(note))["error"])
@@ -68,7 +68,7 @@ def _read(note: Path) -> float | None:
         return None
 
 
-def _write(note: Path, value: dict[str, Any]) -> None:
+def write_note(note: Path, value: dict[str, Any]) -> None:
     """At once or not at all; where it cannot be written, another canary is sent the next time."""
     temporary = note.with_name(f"{note.name}.{os.getpid()}")
     with suppress(OSError):

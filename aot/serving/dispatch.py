@@ -193,9 +193,9 @@ class Dispatcher(StandIn):
             return self._missed(error.message, args, kwargs)
         if torch.is_grad_enabled() and any(found.requires_grad for found in (*tensors, *self._module.parameters())):
             return self._missed("a gradient is asked for, graphs have none (call under torch.inference_mode())", args, kwargs)
-        found = self._graphs.find(signature, adapted=self._adapted)
-        if found is None:
-            return self._missed(self._graphs.nearest(signature, adapted=self._adapted), args, kwargs)
+        found = self._find(signature, args, kwargs)
+        if isinstance(found, str):
+            return self._missed(found, args, kwargs)
         graph, built = found
         named = [(name, spec) for name, spec in signature.named()]
         moved = [(place, spec) for place, spec in enumerate(built.specs) if spec != signature.specs[place]]
@@ -209,6 +209,10 @@ class Dispatcher(StandIn):
             with suppress(TypeError):  # an unhashable call is looked at every time
                 self._known[key] = known
         return self._run(known, tensors, args, kwargs)
+
+    def _find(self, signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Graph, Signature] | str:  # noqa: ARG002
+        """The graph for a call and the signature of what it is to be given; or why there is none. The call itself: as it is written."""
+        return self._graphs.find(signature, adapted=self._adapted) or self._graphs.nearest(signature, adapted=self._adapted)
 
     def _changed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Something of the module or its code is not what it was: go on if it comes to the same, else say what differs."""

@@ -30,6 +30,7 @@ from aot.serving.canary import send
 from aot.serving.dispatch import Dispatcher, OnMiss, ServedBy
 from aot.serving.found import find
 from aot.serving.jit import Jit
+from aot.serving.packages import Borrowing
 from aot.serving.reproduced import Reproduced
 from aot.serving.resolve import Accepted, Candidate, Rejected, judge, nearest, set_aside
 from aot.serving.reuse import Reused, reused
@@ -112,7 +113,9 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
     try:
         for candidate in accepted:
             opening.open(candidate)
-        unserved = set(modules) - opening.paths - optional
+        borrowing = Borrowing.of(store, here, guard, ledger)
+        borrowing.into({path: module for path, module in modules.items() if path not in opening.paths})
+        unserved = set(modules) - opening.paths - optional - {path for path, _ in borrowing.sites}
         begins = reused(found, {path: facts[path] for path in unserved}, wished) if on_miss is OnMiss.COMPILE else []
         jit = Jit(options, store=store, artifacts=[*opening.exact, *opening.worth(begins)], ledger=ledger)
         for begin in begins:
@@ -120,12 +123,12 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
         for path in unserved:
             cause = opening.problems.get(path)
             why = f"{cause.code} {cause.message.rstrip('.')}" if cause else opening.changed.get(path)
-            why = why or _why(opening, found, path, fingerprints[path])
+            why = why or borrowing.problems.get(path) or _why(opening, found, path, fingerprints[path])
             policy = OnMiss.ERROR if wish.strict else on_miss
             fall_back(modules[path], path, on_miss=policy, jit=jit.compiled, why=why, ledger=ledger, cause=cause)
         for path in optional.intersection(opening.changed) - opening.paths:
             ledger.missed(OnMiss.EAGER.sentence(path, opening.changed[path]))
-        for (path, inner), site in opening.served.items():
+        for (path, inner), site in (opening.served | borrowing.sites).items():
             dispatcher = site.serve(ServedBy(path, here.device, on_miss, jit.compiled, ledger), None if inner else fingerprints[path])
             if wish.strict and (differs := dispatcher.differs()):
                 raise Miss(f"{path}: {differs}.", remedy="build the artifact for this model, or leave strict out.")

@@ -38,6 +38,7 @@ from aot.serving.jit import rescued
 from aot.serving.learn import Learner
 from aot.serving.load import Wish, attach, fall_back
 from aot.serving.standin import Compiled, take_away
+from aot.shipping.packages import with_packages
 
 M = TypeVar("M", bound=nn.Module)
 P = TypeVar("P")
@@ -243,6 +244,8 @@ def _opened(location: str) -> tuple[LocalStore | CachedStore, LocalStore]:
     """The store at a location, `1` being the local one, and the local one that it is read through."""
     root = default_root(os.environ)
     store = open_cached(str(root) if location == "1" else location, root)
+    if isinstance(store, CachedStore):
+        store.remote = with_packages(store.remote)
     return store, store if isinstance(store, LocalStore) else store.local
 
 

@@ -11,7 +11,8 @@ from aot.artifact.key import Key
 from aot.artifact.ledger import log
 from aot.cache_store.errors import CodedError, Corrupt, Missing
 from aot.cache_store.store import Entry, MendableStore, Store, read_listed
-from aot.machine.target import Allow, Difference, Target, Weight, built_for
+from aot.machine.fit import PACKAGED, built_for
+from aot.machine.target import Allow, Difference, Target, Weight
 
 _EXPLAINED = 100  # artifacts compared to explain a miss, the newest: a thousand reasons explain nothing
 
@@ -124,6 +125,8 @@ def _judged(
 ) -> list[Candidate]:
     found = []
     for entry in entries:
+        if entry.key.get("layout") == PACKAGED:  # others' packages, which tell nothing of a model: `serving.packages` looks at them
+            continue
         try:
             key = entry.key or read_listed(store, entry).key
         except (Corrupt, Missing) as error:

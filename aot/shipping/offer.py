@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from aot.machine.target import Allow, Difference, Target, Weight, built_for
+from aot.machine.fit import built_for
+from aot.machine.target import Allow, Difference, Target, Weight
 from aot.request.mode import Mode
 from aot.shipping.listing import Row
 

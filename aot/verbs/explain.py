@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aot.artifact.key import ONLY_ASKED, Key
-from aot.machine.target import Difference, Target, Weight, built_for
+from aot.machine.fit import built_for
+from aot.machine.target import Difference, Target, Weight
 
 if TYPE_CHECKING:
     from aot.cache_store.store import Store

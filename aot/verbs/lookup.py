@@ -9,18 +9,21 @@ from aot.cache_store.errors import Corrupt
 from aot.cache_store.lock import Lock, Pin, lock_file
 from aot.cache_store.store import Ref, read_manifest
 from aot.shipping.offer import Offer, Wanted
-from aot.verbs.stores import Say, allowed, ask, choose, log, open_remote
+from aot.verbs.stores import Say, allowed, ask, choose, log, named_in
 
 
-def lookup(recipe: str, store: str, *, gpu: str = "auto", mode: str = "", variant: str = "", allow: Collection[str] = ()) -> list[Offer]:
+def lookup(
+    recipe: str, store: str = "", *, gpu: str = "auto", mode: str = "", variant: str = "", allow: Collection[str] = ()
+) -> list[Offer]:
     """What a store has of a recipe, the best for that machine first, each with why it would not be loaded there: one request, and
     nothing is downloaded. See `pull`. Raises Missing, RolledBack, Denied, Unreachable."""
-    return ask(open_remote(store), Wanted(recipe, mode, variant, allowed(allow)), gpu)
+    name, source = named_in(recipe, store)
+    return ask(source, Wanted(name, mode, variant, allowed(allow)), gpu)
 
 
 def lock(
     recipe: str,
-    store: str,
+    store: str = "",
     *,
     gpu: str = "auto",
     mode: str = "",
@@ -33,8 +36,8 @@ def lock(
 
     A pin is trust: these very bytes are loaded from then on, whoever signed them. See `pull`. Raises as `lookup` does, Miss, Corrupt.
     """
-    source = open_remote(store)
-    chosen = choose(ask(source, Wanted(recipe, mode, variant, allowed(allow)), gpu), every=all, say=say)
+    name, source = named_in(recipe, store)
+    chosen = choose(ask(source, Wanted(name, mode, variant, allowed(allow)), gpu), every=all, say=say)
     pins = []
     for offer in chosen if all else chosen[:1]:
         row = offer.row

@@ -18,7 +18,21 @@ from aot.cache_store.trust import Admitted
 from aot.errors import BadInput
 from aot.shipping.listing import Row
 from aot.shipping.offer import Wanted, offers
-from aot.verbs.stores import Moving, Say, allowed, ask, choose, describe, local_store, log, machine, open_guard, open_remote, unseen
+from aot.verbs.stores import (
+    Moving,
+    Say,
+    allowed,
+    ask,
+    choose,
+    describe,
+    local_store,
+    log,
+    machine,
+    named_in,
+    open_guard,
+    open_source,
+    unseen,
+)
 
 
 def pull(
@@ -36,6 +50,7 @@ def pull(
 ) -> list[Admitted]:
     """Download the best artifact of a name for a machine into the local store; without a name, everything that aot.lock pins.
 
+    `recipe` may be a store that holds artifacts of one name, or packages that others made: `hf://zerogpu-aoti/Wan2`.
     `gpu`: `auto`, this machine, or another by its name in `aot targets`. `mode` and `variant` take only such. `all` takes every
     artifact that would be loaded there. `allow` names differences from the machine it was built for: `other-sku`, `other-torch`.
     `repair` hashes what is here already and fetches again what is damaged. What an interrupted pull left is gone on with.
@@ -43,9 +58,10 @@ def pull(
     Loading an artifact runs its author's code: only what is signed by a key that the user listed, or pinned in aot.lock, is taken.
     Raises BadInput, Missing, Miss when nothing would be loaded there, Untrusted, RolledBack, Denied, Unreachable.
     """
-    if bool(recipe) != bool(store):
+    if bool(recipe) != bool(store) and "/" not in recipe:
         raise BadInput(
-            "pull needs RECIPE and --from STORE, or neither to pull what aot.lock pins.", remedy="aot pull pixart-alpha --from hf://…"
+            "pull needs RECIPE and --from STORE, a store of one name, or nothing to pull what aot.lock pins.",
+            remedy="aot pull pixart-alpha --from hf://…",
         )
     local = local_store()
     guard = open_guard(local)
@@ -55,8 +71,8 @@ def pull(
             local.quarantine(finding.culprit)
     if not recipe:
         return _pull_pins(local, guard, gpu, say=say, moving=moving)
-    wanted, source = Wanted(recipe, mode, variant, allowed(allow)), open_remote(store)
-    offered = choose(ask(source, wanted, gpu), every=all, say=say)
+    name, source = named_in(recipe, store)
+    offered = choose(ask(source, Wanted(name, mode, variant, allowed(allow)), gpu), every=all, say=say)
     return _take(source, [offer.row.digest for offer in offered], local, guard, every=all, say=say, moving=moving)
 
 
@@ -93,7 +109,7 @@ def _pull_pins(local: LocalStore, guard: Guard, gpu: str, *, say: Say, moving: M
         raise BadInput(f"{lock_file(os.environ)} pins nothing.", remedy="`aot lock RECIPE --from STORE`, or name the recipe and the store.")
     taken = []
     for pin in pins:
-        store = open_remote(pin.store)
+        store = open_source(pin.store)
         raw = store.manifest(pin.digest)
         manifest = guard.policy.admit(raw, pin.digest, envelope=None, origins=store.origins(pin.digest)).manifest
         row = Row(Entry.of(pin.ref, pin.digest, manifest))

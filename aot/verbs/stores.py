@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from aot.machine.sku import CPU
@@ -14,7 +15,7 @@ from aot.machine.sku import CPU
 if TYPE_CHECKING:
     from aot.artifact.guard import Guard
     from aot.cache_store.local import LocalStore
-    from aot.cache_store.store import PrunableStore
+    from aot.cache_store.store import PrunableStore, Store
     from aot.machine.target import Allow, Target
     from aot.shipping.offer import Offer, Wanted
 
@@ -52,6 +53,34 @@ def open_remote(location: str) -> PrunableStore:
         limit_waiting()
         disable_progress_bars()
     return open_store(location)
+
+
+def open_source(location: str) -> Store:
+    """A store to read from: as `open_remote`; and a repository or folder of packages that others made."""
+    from aot.shipping.packages import with_packages
+
+    folder = Path(location).expanduser().absolute()
+    if "://" not in location and folder.is_dir() and not (folder / "v1").exists():  # somebody's, and no store of one's own
+        location = folder.as_uri()
+    return with_packages(open_remote(location))
+
+
+def named_in(recipe: str, store: str) -> tuple[str, Store]:
+    """What is asked for, and where: a recipe and a store, or a store alone that holds artifacts of one name. Raises BadInput, Missing."""
+    from aot.cache_store.errors import Missing
+    from aot.cache_store.store import names_in
+    from aot.errors import BadInput
+
+    if store or "/" not in recipe:
+        return recipe, open_source(store)
+    source = open_source(recipe)
+    names = names_in(source)
+    if not names:
+        raise Missing(f"{recipe} has no artifacts, and no packages.", remedy="`aot push` puts artifacts there.")
+    if len(names) > 1:
+        remedy = f"name one: `aot pull NAME --from {recipe}`."
+        raise BadInput(f"{recipe} has artifacts of {len(names)} names: {', '.join(names)}.", remedy=remedy)
+    return names[0], source
 
 
 def open_guard(store: LocalStore) -> Guard:
@@ -92,7 +121,7 @@ def _detected(device: str) -> Target:
     return Target.detect(device)
 
 
-def ask(store: PrunableStore, wanted: Wanted, gpu: str) -> list[Offer]:
+def ask(store: Store, wanted: Wanted, gpu: str) -> list[Offer]:
     """What the store has of a recipe for that machine. Raises Missing naming the recipes that it has; RolledBack."""
     from aot.cache_store.errors import Missing
     from aot.cache_store.history import check_history

@@ -19,10 +19,10 @@ from torch import nn
 
 import aot
 from aot.artifact.certificate import compare
+from aot.artifact.cubin import architectures
 from aot.artifact.ledger import Ledger
 from aot.artifact.opened import unpack
 from aot.building.build import Built
-from aot.compiler.cubin import architectures
 from aot.compiler.inductor import Configuration
 from aot.compiler.package import compile_package
 from aot.errors import BadInput, Unsupported

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from aot.compiler.cubin import architectures
+from aot.artifact.cubin import architectures
 from aot.errors import BadEnvironment, BadInput
 from aot.machine.device import gpus_here, is_here
 from aot.machine.sku import ARCHITECTURES, SKUS, Sku, find_sku
