@@ -76,12 +76,11 @@ class Ledger:
         found = []
         if self.served:
             artifacts = dict.fromkeys(name for names in self.served.values() for name in names)
-            found.append(
-                f"{', '.join(sorted(self.served))}: {_many(len(self.graphs), 'graph')} from {', '.join(artifacts)}, "
-                f"{sum(self.seconds.values()):.2f} s"
-            )
+            what = _many(len(self.graphs), "graph") if self.graphs else "packages, compared at the first call of each form,"
+            found.append(f"{', '.join(sorted(self.served))}: {what} from {', '.join(artifacts)}, {sum(self.seconds.values()):.2f} s")
         found += [f"{path} has no graph" for path in sorted(self.unserved)]
-        return "; ".join(found if self.unserved else [*found, "nothing will compile"])
+        promised = self.graphs and not self.unserved
+        return "; ".join([*found, "nothing will compile"] if promised else found)
 
     def to_json(self) -> dict[str, Any]:
         hits: Counter[str] = Counter()

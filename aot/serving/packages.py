@@ -69,8 +69,10 @@ class PackageDispatcher(Dispatcher):
         return twin
 
     def differs(self) -> str | None:
-        """Nothing yet: the first call of each form tells."""
-        return None
+        """As it is known from calls: none is promised before it was compared."""
+        if not any(self._graphs):
+            return "its packages are compared with the model at the first call of each form, and none was made yet"
+        return super().differs()
 
     def _find(self, signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Graph, Signature] | str:
         found = self._graphs.find(signature)
