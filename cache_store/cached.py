@@ -43,7 +43,7 @@ class CachedStore:
             return list(self.remote.entries(about=about, within=within, newest=newest))
 
         pulled = [entry for entry in self.local.entries(about=about, within=within, newest=newest) if self._is_from_there(entry)]
-        if pulled and self._away:
+        if self._away:
             return iter(pulled)
         try:
             found = in_time(asked, seconds=HAVE_SECONDS, what=f"an answer of {self.location}") if pulled else asked()

@@ -2,7 +2,7 @@
 
 A package is a zip of a library, the sources that it was compiled from, what is said of them, and a GPU's machine code. Its maker's
 torch is in none of them by name; the library has pieces of torch's own headers, which tell the versions apart. Read so on packages of
-torch 2.14.1, and in the headers of 2.8.0 to 2.15.0.
+torch 2.11.0, 2.14.1 and 2.15.0, and in the headers of 2.8.0 to 2.15.0.
 """
 
 from __future__ import annotations

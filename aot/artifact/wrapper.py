@@ -1,6 +1,6 @@
 """Wrapper: what AOTInductor's C++ source says of its graph: the inputs that it checks, the weights that it wants, how it is called.
 
-The source is read as text, by the forms in which torch writes it; checked on 2.14.1, and against the generator of 2.11.0 and 2.15.0.
+The source is read as text, by the forms in which torch writes it; checked on 2.11.0, 2.14.1 and 2.15.0.
 """
 
 from __future__ import annotations

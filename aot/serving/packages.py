@@ -6,8 +6,10 @@ ways; where the two agree, calls of that form are served for as long as nothing 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -25,6 +27,7 @@ from aot.cache_store.errors import CodedError
 from aot.cache_store.store import Entry, Store
 from aot.cache_store.trust import Admitted
 from aot.errors import LoadFailed, Unsupported, first_line
+from aot.machine.device import wait_for_device
 from aot.machine.fit import PACKAGED, built_for
 from aot.machine.target import Target
 from aot.model.convention import Convention
@@ -47,10 +50,11 @@ class PackageSite:
     module: nn.Module
     library: BorrowedLibrary
     name: str  # of the package, in messages
+    entering: Callable[[], AbstractContextManager[None]]  # leaves a mark while its code is run for the first time
 
     def serve(self, policy: ServedBy, _: Fingerprint | None = None) -> Dispatcher:
         """Put a dispatcher in the module's place."""
-        dispatcher = PackageDispatcher(self.module, self.library, self.name, policy)
+        dispatcher = PackageDispatcher(self, policy)
         dispatcher.put()
         return dispatcher
 
@@ -58,9 +62,9 @@ class PackageSite:
 class PackageDispatcher(Dispatcher):
     """Stands for a module that a package is for."""
 
-    def __init__(self, module: nn.Module, library: BorrowedLibrary, name: str, policy: ServedBy) -> None:
-        super().__init__(module, ShapeBook(), Kind(Fingerprint(()), library.packaged.weights), policy)
-        self._library, self._name = library, name
+    def __init__(self, site: PackageSite, policy: ServedBy) -> None:
+        super().__init__(site.module, ShapeBook(), Kind(Fingerprint(()), site.library.packaged.weights), policy)
+        self._library, self._name, self._entering = site.library, site.name, site.entering
         self._refusals: dict[Signature, str] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -114,7 +118,9 @@ class PackageDispatcher(Dispatcher):
             if reason := unfit(tensor, spec, graph.device):
                 raise Unsupported(f"{name} {reason}.")
         try:
-            got = graph.run([*weights, *tensors])
+            with self._entering():
+                got = graph.run([*weights, *tensors])
+                wait_for_device()
         except (RuntimeError, StopIteration) as error:
             raise LoadFailed(f"it failed: {first_line(error)}.") from error
         found, allowed = compare(got, expected).relative_l2, _tolerance(packaged)
@@ -162,7 +168,12 @@ class Borrowing:
 
     def into(self, modules: Mapping[str, nn.Module]) -> None:
         """Every artifact of packages that fits this machine and some of `modules`, by path. Nothing raises."""
-        for entry in self.store.entries(within={"layout": PACKAGED}):
+        try:
+            found = [*self.store.entries(within={"layout": PACKAGED})] if modules else []
+        except CodedError as error:
+            self._refuse(modules, f"{error.code} {error.message.rstrip('.')}")
+            return
+        for entry in found:
             wanted = {path: places for path, module in modules.items() if (places := list(_placed(entry, module)))}
             if entry.key.get("layout") == PACKAGED and wanted:
                 try:
@@ -204,8 +215,9 @@ class Borrowing:
         with self.ledger.timed("load"), self.guard.entering(admitted.digest):
             libraries = {place: BorrowedLibrary(packages[place], device) for place in {place for _, place, _, _ in fitting}}
         self.ledger.artifacts.append(str(admitted.digest))
+        entering = partial(self.guard.entering, admitted.digest)
         for path, place, inner, module in fitting:
-            self.sites[path, inner] = PackageSite(module, libraries[place], f"{what.removeprefix('the ')}, {place}")
+            self.sites[path, inner] = PackageSite(module, libraries[place], f"{what.removeprefix('the ')}, {place}", entering)
             served = self.ledger.served.setdefault(path, [])
             if (name := f"{admitted.manifest.name}@{admitted.digest.short}") not in served:
                 served.append(name)
