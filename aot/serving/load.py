@@ -113,9 +113,10 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
     try:
         for candidate in accepted:
             opening.open(candidate)
+        unserved = set(modules) - opening.paths - optional
         borrowing = Borrowing.of(store, here, guard, ledger)
-        borrowing.into({path: module for path, module in modules.items() if path not in opening.paths})
-        unserved = set(modules) - opening.paths - optional - {path for path, _ in borrowing.sites}
+        borrowing.into({path: modules[path] for path in sorted(unserved)})
+        unserved -= {path for path, _ in borrowing.sites}
         begins = reused(found, {path: facts[path] for path in unserved}, wished) if on_miss is OnMiss.COMPILE else []
         jit = Jit(options, store=store, artifacts=[*opening.exact, *opening.worth(begins)], ledger=ledger)
         for begin in begins:
