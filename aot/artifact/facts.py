@@ -11,6 +11,7 @@ from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
 from aot.machine.settings import complete
 from aot.machine.target import Target
+from aot.model.attention import NATIVE, backends
 from aot.model.fingerprint import Fingerprint
 from aot.model.functions import source_digest
 from aot.model.weights import LiveWeights
@@ -21,6 +22,7 @@ def of_module(module: nn.Module, fingerprint: Fingerprint, options: Options) -> 
     """Class, config, dtype, fingerprint and the source files of one component; under freezing the digest of its weights too.
 
     `fingerprint` is what an artifact is found by, the same before and after the component's first call; `state` is all of it.
+    `attention`: the backend of diffusers that computes it, where that is not torch's own.
     """
     kind = type(module)
     first = next(module.parameters(), None)
@@ -31,6 +33,7 @@ def of_module(module: nn.Module, fingerprint: Fingerprint, options: Options) -> 
         "source": str(source_digest(module)),
         "fingerprint": str(fingerprint.stem),
         "state": str(fingerprint.digest),
+        **({"attention": "+".join(found)} if (found := backends(module)) and found != (NATIVE,) else {}),
         **({"weights": str(LiveWeights(module).digest())} if options.mode.freezing else {}),
     }
 

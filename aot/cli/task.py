@@ -76,6 +76,7 @@ def _do(name: str, message: dict[str, Any], parent: Parent) -> None:
 def _build(name: str, message: dict[str, Any], parent: Parent) -> None:
     from aot.building.graphs import Planned, compile_artifact, fill_cache
     from aot.building.recorded import make_plan, plan_recorded
+    from aot.model import attention
 
     request: Compilation
     planned: Planned
@@ -86,7 +87,9 @@ def _build(name: str, message: dict[str, Any], parent: Parent) -> None:
         planned = partial(make_plan, find(made.recipe), made)
     else:
         request = recorded = Recorded.from_json(given)
-        planned = partial(plan_recorded, _record(message, recorded.name, parent), recorded)
+        found = _record(message, recorded.name, parent)
+        attention.enter(found.attention, own="record" in message)
+        planned = partial(plan_recorded, found, recorded)
     if name == "graphs":
         compile_artifact(planned, request, Path(message["directory"]), parent)
     else:

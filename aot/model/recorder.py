@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import (  # checked on torch 2.11.0, 2.13.0 a
 )
 
 from aot.errors import Unsupported
+from aot.model.attention import active
 from aot.model.capture import BlockCall, FakeRun, dtype_of, fake_run, modules_of
 from aot.model.convention import Convention, Written
 from aot.model.signature import Signature, dtype_named
@@ -77,6 +78,7 @@ class Recorder:
         self.left: dict[str, str] = {}
         self._calls: dict[tuple[str, Signature, torch.dtype], RecordedCall] = {}
         self._runs: dict[tuple[str, Signature, torch.dtype], FakeRun] = {}
+        self.attention: set[str] = set()  # the backends that were active when components were called
         self._glue: set[str] = set()
         self._computes = computes
         self._here = _Here()
@@ -133,6 +135,7 @@ class Recorder:
         return self._through(run) if self._computes else ran.answer(args, kwargs)
 
     def _note(self, path: str, module: nn.Module, signature: Signature, written: Written, blocks: tuple[BlockCall, ...] = ()) -> None:
+        self.attention.add(active())
         if self._here.glue is not None:
             around, found = self._here.glue
             found.append(BlockCall(path.removeprefix(f"{around}."), signature, written))

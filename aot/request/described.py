@@ -33,6 +33,8 @@ def described(record: Record) -> dict[str, Any]:
     """
     import torch
 
+    from aot.model.attention import NATIVE
+
     return {
         "form": FORM,
         "name": record.name,
@@ -41,6 +43,7 @@ def described(record: Record) -> dict[str, Any]:
         "components": {place: essence(module).to_json() for place, module in record.modules.items()},
         "calls": [call.to_json() for call in record.calls],
         "left": record.left,
+        **({"attention": list(record.attention)} if record.attention not in ((), (NATIVE,)) else {}),
     }
 
 

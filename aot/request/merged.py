@@ -9,10 +9,10 @@ from aot.cache_store.canonical import encode
 
 
 def merged(values: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of saved Records, one for each pipeline: the same name and models. Their calls together, counts added up."""
+    """Of saved Records, one for each pipeline: the same name, models and attention backend. Their calls together, counts added up."""
     found: dict[bytes, dict[str, Any]] = {}
     for value in values:
-        identity = encode([value[field] for field in ("name", "roots", "versions")])
+        identity = encode([*(value[field] for field in ("name", "roots", "versions")), value.get("attention")])
         there = found.setdefault(identity, {**value, "calls": [], "components": {}, "left": {}})
         there["components"] |= value["components"]
         there["left"] |= value["left"]

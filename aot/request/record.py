@@ -31,6 +31,7 @@ class Record:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     calls: list[RecordedCall] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
+    attention: tuple[str, ...] = ()  # the backend that was active, where calls were seen; several cannot be built
     roots: dict[str, nn.Module] = field(default_factory=dict)  # the pipeline's own parts that these modules are, or are in
 
     @classmethod
@@ -39,7 +40,7 @@ class Record:
         modules = {path: module for path, module in recorder.modules.items() if path not in recorder.left}
         inside = {path.partition(".")[0] for path in modules}
         roots = {part: module for part, module in roots_of(owner).items() if part in inside}
-        return cls(name or _name(owner), modules, recorder.calls, dict(recorder.left), roots)
+        return cls(name or _name(owner), modules, recorder.calls, dict(recorder.left), tuple(sorted(recorder.attention)), roots)
 
     @classmethod
     def named(cls, owner: Any, **fields: Any) -> Record:
@@ -66,6 +67,11 @@ class Record:
             raise BadInput(
                 f"nothing was recorded of {self.name}{': ' * bool(reasons)}{reasons}.", remedy="call the pipeline while it is recorded."
             )
+        if len(self.attention) > 1:
+            raise BadInput(
+                f"{self.name} was called under several attention backends: {', '.join(self.attention)}.",
+                remedy="record what is called under each by itself.",
+            )
         for path, module in self.modules.items():
             if here := next((child for child in module.modules() if type(child).__module__ == "__main__"), None):
                 raise BadInput(
@@ -88,7 +94,7 @@ class Record:
         cast = {name: take_off(module) for name, module in modules.items()}
         try:
             with path.open("wb") as file:
-                Pickler(file).dump((Record(self.name, modules, self.calls, self.left), cast))
+                Pickler(file).dump((Record(self.name, modules, self.calls, self.left, self.attention), cast))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise BadInput(
                 f"{self.name} cannot be built in another process: {error}",
@@ -119,6 +125,7 @@ def record(owner: Any, *, name: str = "", computes: bool = False) -> Iterator[Re
         yield found
     done = Record.of(recorder, owner)
     found.modules, found.calls, found.left, found.roots = done.modules, done.calls, done.left, done.roots
+    found.attention = done.attention
 
 
 def _name(owner: Any) -> str:

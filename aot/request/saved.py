@@ -84,6 +84,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _record(value: dict[str, Any], name: str, also: Collection[str]) -> Record:
+    from aot.model.attention import NATIVE
     from aot.model.fingerprint import Fingerprint
     from aot.model.recorder import RecordedCall
     from aot.request.record import Record
@@ -99,4 +100,5 @@ def _record(value: dict[str, Any], name: str, also: Collection[str]) -> Record:
     calls: list[RecordedCall] = [RecordedCall.from_json(call) for call in value["calls"]]
     if unknown := {call.component for call in calls} - set(made):
         raise ValueError(f"calls of {min(unknown)}, which is no component")
-    return Record(name or str(value["name"]), modules=made, calls=calls, left=dict(value["left"]))
+    attention = tuple(map(str, value.get("attention", (NATIVE,))))
+    return Record(name or str(value["name"]), modules=made, calls=calls, left=dict(value["left"]), attention=attention)

@@ -69,6 +69,7 @@ _MEANINGS = {
     "fingerprint": (Weight.BLOCKING, "another model: its structure, attributes or weights' forms"),
     "class": (Weight.BLOCKING, "another class"),
     "dtype": (Weight.BLOCKING, "weights of another type"),
+    "attention": (Weight.BLOCKING, "attention is computed by another backend"),
     "weights": (Weight.BLOCKING, "frozen: the weights themselves are in the graph"),
     "config": (Weight.HARMLESS, "the fingerprint decides"),
     "source": (Weight.HARMLESS, "the functions that were traced are compared themselves when it is loaded"),
