@@ -15,6 +15,7 @@ from aot.artifact.cudagraph import CudaRecorder
 from aot.artifact.golden import FILE as GOLDEN
 from aot.artifact.golden import Golden
 from aot.artifact.guard import Guard, open_timed
+from aot.artifact.kernels import kernels_of
 from aot.artifact.ledger import Ledger
 from aot.artifact.runner import Graph, beside, is_open
 from aot.cache_store.digest import Digest
@@ -55,6 +56,9 @@ def open_graphs(
             verify(layer, blob)
         with ledger.timed("materialise"):
             book = _book(layer, manifest, blob=blob, into=directory, digest=digest)
+        with ledger.timed("load"), entering():  # before code is compared: what a model calls must be there to be seen
+            for kernel in kernels_of(manifest.producer):
+                kernel.load()
         with ledger.timed("compare"):
             components = choose(book, partial(_golden, layer, manifest, blob=blob, into=directory))
         entries = [entry for entry in book.graphs if entry.component in components]

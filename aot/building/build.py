@@ -98,7 +98,12 @@ def build(
                 kinds.append(CACHE)
             if request.layout:
                 kinds.append(SPACES)
-            producer = {**_producer(), **planning.versions, "cold_build": f"{time.perf_counter() - planning.started:.1f}"}
+            producer = {
+                **_producer(),
+                **planning.versions,
+                **done["kernels"],
+                "cold_build": f"{time.perf_counter() - planning.started:.1f}",
+            }
             with stage(progress, "pack and store"):
                 manifest, blobs = _pack(planning.work, kinds, key=key, name=request.name, done=done, producer=producer)
                 digest = store.commit(ref, manifest.encode(), blobs, envelope=_signed(manifest.encode(), keys))

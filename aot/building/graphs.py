@@ -20,9 +20,10 @@ from aot.artifact.book import FILE, Book, GraphEntry, Kind
 from aot.artifact.cubin import architectures
 from aot.artifact.golden import FILE as GOLDEN
 from aot.artifact.golden import Golden
+from aot.artifact.kernels import described
 from aot.artifact.opened import SPACES
 from aot.artifact.promise import holds
-from aot.artifact.runner import Graph
+from aot.artifact.runner import Graph, beside
 from aot.building.check import Measured, check_alone, check_graphs, timed
 from aot.building.compiling import at_once, configuration, tensors_for
 from aot.building.plan import Plan, Unit, along_axes
@@ -99,7 +100,12 @@ def _compile_on(device: Device, planned: Planned, request: Compilation, director
     if isinstance(golden, Golden):
         (directory / GOLDEN).write_bytes(golden.encode())
     measured["memory"] = {"peak_bytes": peak_memory()}
-    parent.tell("done", measured=measured, certificate=certificate)
+    parent.tell("done", measured=measured, certificate=certificate, kernels=_kernels(book, directory))
+
+
+def _kernels(book: Book, directory: Path) -> dict[str, str]:
+    """Whose operators the graphs call."""
+    return described(path.read_bytes() for entry in book.graphs if (path := beside(directory / entry.file)).exists())
 
 
 def _packages(

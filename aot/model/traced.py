@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch._ops import _OpNamespace, _Ops  # checked on torch 2.14.1
 
 from aot.errors import Unsupported
 from aot.model.attributes import own_attributes
@@ -190,6 +191,8 @@ def read(name: str) -> Any:
     module, _, chain = name.partition(":")
     found: Any = sys.modules.get(module)
     for part in chain.split("."):
+        if isinstance(found, _Ops | _OpNamespace):  # operators, which are made when they are first asked for
+            getattr(found, part, None)
         found = vars(found).get(part) if isinstance(found, types.ModuleType) else None
     return found
 

@@ -14,6 +14,7 @@ from aot.artifact.book import Book
 from aot.artifact.certificate import golden_tolerance
 from aot.artifact.golden import FILE, Golden
 from aot.artifact.guard import Guard
+from aot.artifact.kernels import kernels_of
 from aot.artifact.ledger import Ledger
 from aot.artifact.opened import GRAPH, run_directory, unpack
 from aot.artifact.runner import Graph
@@ -102,7 +103,13 @@ def _sing(directory: Path, manifest: Manifest, here: Target, environ: Mapping[st
     log = directory / "canary.log"
     # the settings that the golden outputs were recorded under, and the very device that will serve
     settings = {name.removeprefix("process."): value == "true" for name, value in manifest.key.items() if name.startswith("process.")}
-    message = {"directory": str(directory), "device": here.device, "ordinal": current_ordinal(here.device), "settings": settings}
+    message = {
+        "directory": str(directory),
+        "device": here.device,
+        "ordinal": current_ordinal(here.device),
+        "settings": settings,
+        "producer": manifest.producer,
+    }
     try:
         with Process("canary", message, log=log, environ=environ, seconds=SECONDS) as child:
             for event in child.events():
@@ -122,5 +129,7 @@ def sing(message: Mapping[str, Any], parent: Parent) -> None:
         book, golden = Book.parse((directory / BOOK).read_bytes()), Golden.read(directory / FILE)
     except (Malformed, KeyError, TypeError, ValueError) as error:
         raise LoadFailed(f"its golden outputs cannot be read: {error}") from error
+    for kernel in kernels_of(message["producer"]):
+        kernel.load()
     runs = {entry.file: Graph(entry, directory / entry.file, device=device).run_flat for entry in book.graphs}
     parent.tell("done", error=golden.error(book, runs))

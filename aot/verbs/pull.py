@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection
 
 from aot.artifact.guard import Guard
+from aot.artifact.kernels import kernels_of
 from aot.cache_store.digest import Digest
 from aot.cache_store.errors import Untrusted
 from aot.cache_store.fsck import examine
@@ -81,7 +82,7 @@ def _take(store: Store, digests: list[Digest], local: LocalStore, guard: Guard, 
     taken, refused = list[Admitted](), None
     for digest in digests:
         try:
-            taken.append(_pull_one(store, digest, local, guard, moving))
+            taken.append(_pull_one(store, digest, local, guard, say, moving))
         except Untrusted as error:
             refused = refused or error
             say(f"not {digest.short}: {error.message}")
@@ -93,12 +94,16 @@ def _take(store: Store, digests: list[Digest], local: LocalStore, guard: Guard, 
     return taken
 
 
-def _pull_one(store: Store, digest: Digest, local: LocalStore, guard: Guard, moving: Moving) -> Admitted:
+def _pull_one(store: Store, digest: Digest, local: LocalStore, guard: Guard, say: Say, moving: Moving) -> Admitted:
     raw = store.manifest(digest)
     envelope = merge(local.envelope(digest), store.envelope(digest))
     admitted = guard.policy.admit(raw, digest, envelope=envelope, origins=store.origins(digest))
     with moving(f"{admitted.manifest.name} {digest.short}", admitted.manifest.size) as told:
         transfer(admitted, raw, envelope, source=store, local=local, told=told)
+    for kernel in kernels_of(admitted.manifest.producer):
+        if kernel.digest:
+            kernel.fetch()
+            say(f"its graphs call {kernel.namespace}: {kernel.repository}@{kernel.revision[:12]} is here")
     return admitted
 
 
@@ -117,5 +122,5 @@ def _pull_pins(local: LocalStore, guard: Guard, gpu: str, *, say: Say, moving: M
         if offer.refused:
             say(f"not {describe(offer)}: {'; '.join(offer.refused)}")
         else:
-            taken.append(_pull_one(store, pin.digest, local, guard, moving))
+            taken.append(_pull_one(store, pin.digest, local, guard, say, moving))
     return taken

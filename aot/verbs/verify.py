@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from aot.artifact.kernels import kernels_of
 from aot.cache_store.fsck import check_layers
 from aot.cache_store.trust import Admitted
 from aot.errors import LoadFailed
@@ -43,6 +44,9 @@ def verify(artifact: str | Built, *, execute: bool = False, forget: bool = False
     guard = open_guard(local)
     admitted = guard.policy.admit_from(local, row.digest)  # not the guard: one that ended a process can be verified too
     files, error = check_layers(local, admitted.manifest), None
+    for kernel in kernels_of(admitted.manifest.producer):
+        if kernel.digest:
+            kernel.fetch(anew=False)
     if execute:
         here = machine("auto", Target.of_parts(admitted.manifest.key))
         if admitted.manifest.key.get("layout") == PACKAGED:

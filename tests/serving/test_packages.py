@@ -489,5 +489,5 @@ def test_calls_that_a_package_was_not_made_for_are_told_by_name(made: dict[str, 
     convention = Convention(type(block).forward.__get__(block))
     tensors = {name: torch.zeros(given.least("cpu").shape) for name, given in zip(("hidden_states",), packaged.inputs, strict=False)}
     signature = Signature.of(*convention.canonical((), {**tensors, "encoder_hidden_states": None, "temb": None}))[0]
-    with pytest.raises(Unsupported, match="the call gives NoneType where the package was made with builtins.tuple"):
+    with pytest.raises(Unsupported, match=r"the call gives NoneType where the package was made with builtins\.tuple"):
         order_of(packaged, signature, convention)
