@@ -51,14 +51,15 @@ def open_graphs(
     layer = _graph_layer(digest, manifest)
     device, cudagraphs = manifest.key["target.device"], Mode.parse(manifest.key["mode"]).cudagraphs
     entering = partial(guard.entering, digest) if guard else nullcontext
+    if kernels := kernels_of(manifest.producer):  # before code is compared: what a model calls must be there to be seen
+        with ledger.timed("load"), entering():
+            for kernel in kernels:
+                kernel.load()
     with run_directory() as directory, open_timed(store, layer.digest, loading(digest)) as blob:
         with ledger.timed("verify"):
             verify(layer, blob)
         with ledger.timed("materialise"):
             book = _book(layer, manifest, blob=blob, into=directory, digest=digest)
-        with ledger.timed("load"), entering():  # before code is compared: what a model calls must be there to be seen
-            for kernel in kernels_of(manifest.producer):
-                kernel.load()
         with ledger.timed("compare"):
             components = choose(book, partial(_golden, layer, manifest, blob=blob, into=directory))
         entries = [entry for entry in book.graphs if entry.component in components]
