@@ -17,6 +17,7 @@ from aot.compiler.inductor import compile_traced, jit_arguments
 from aot.environment import GRAPH_CACHE
 from aot.errors import BadInput, Unsupported
 from aot.machine.target import Allow
+from aot.model.collector import collects_below
 from aot.model.convention import Convention
 from aot.model.fingerprint import HOOKS
 from aot.model.functions import static
@@ -29,7 +30,7 @@ from aot.serving.frame import Frame
 from aot.serving.jit import rescued, say_given_up
 from aot.serving.loaded import Asked, Loaded, load
 from aot.serving.sealed import Part
-from aot.serving.substitute import GRADIENT, Answer, Places, Substitute, found_for
+from aot.serving.substitute import GRADIENT, Answer, Places, Substitute, as_traced, found_for
 from aot.serving.surroundings import surroundings
 
 _OURS = ("on_miss", "allow", "store")
@@ -45,7 +46,7 @@ def aot_backend(
     error of its own.
     """
     asked = _asked(mode, options or {})
-    answer = Answer("a call", asked.on_miss, Ledger(), traced.forward, partial(_inductor, traced, inputs, asked.options))
+    answer = Answer("a call", asked.on_miss, Ledger(), as_traced(traced.forward), partial(_inductor, traced, inputs, asked.options))
     try:
         frame = Frame.traced_now()
     except Unsupported as error:
@@ -65,7 +66,7 @@ def aot_backend(
     if reason:  # of this size, and others may come by the same trace
         compiled = answer.instead(reason)
         later = replace(answer, compiled=lambda: compiled)
-    return Substitute(traced.forward, part, places, later, asked.options.mode)
+    return Substitute(part, places, later, device=_device(frame.module), mode=asked.options.mode)
 
 
 def _asked(mode: str | None, options: Mapping[str, Any]) -> Asked:
@@ -101,19 +102,22 @@ def _places(inputs: list[Any], frame: Frame, part: Part) -> tuple[Places, str]:
     if has_adapters(module):
         raise Unsupported("it has LoRA adapters, for which compile_pipe alone has room")
     weights = LiveWeights(module, [name for name, _ in part.kind.weights]).tensors()
-    device = next((weight.device.type for weight in weights or ()), "cpu")
-    reason = part.differs(module) or surroundings(device).refuses(module)
+    reason = part.differs(module) or surroundings(_device(module)).refuses(module)
     if reason or weights is None:
         raise Unsupported(reason or "its weights are not those its graphs were built for")
     forward = static(type(module), "forward").__get__(module, type(module))
     signature, tensors = Signature.of(*Convention(forward).canonical(frame.args, frame.kwargs))
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*weights, *tensors)):
         raise Unsupported(GRADIENT)
-    places, found = Places.of(inputs, weights, signature, tensors), found_for(part, signature)
+    places, found = replace(Places.of(inputs, weights, signature, tensors), collecting=collects_below(module)), found_for(part, signature)
     reason = found if isinstance(found, str) else ""
     if reason and places.fixed:
         raise Unsupported(reason)
     return places, reason
+
+
+def _device(module: nn.Module) -> str:
+    return next((weight.device.type for weight in module.parameters()), "cpu")
 
 
 def _hooks(module: nn.Module) -> list[tuple[int, Any]]:
@@ -132,9 +136,9 @@ def _inductor(traced: fx.GraphModule, inputs: list[Any], options: Options) -> Ca
         return compile_traced(traced, inputs, options)
     except (OSError, RuntimeError) as error:
         say_given_up(error)
-        return traced.forward
+        return as_traced(traced.forward)
 
 
 def _again(traced: fx.GraphModule, options: Options) -> Callable[..., Any]:
     """What Inductor makes of it later, for each size by itself."""
-    return rescued(lambda: torch.compile(traced, **{**jit_arguments(options), "dynamic": False}), traced.forward)
+    return rescued(lambda: torch.compile(traced, **{**jit_arguments(options), "dynamic": False}), as_traced(traced.forward))

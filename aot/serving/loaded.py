@@ -74,11 +74,10 @@ def load(component: nn.Module, asked: Asked) -> Loaded:
     known, state = _loaded.setdefault(component, []), Fingerprint.of(component).digest
     if found := next((one for one in known if one.asked == asked and one.state == state), None):
         return found
-    for old in [one for one in known if one.asked == asked]:  # of a state that is no more
-        known.remove(old)
-        close_ledger(old.ledger)
-    loaded = Loaded(asked, state, Ledger(components=(type(component).__name__,)))
-    known.append(loaded)
+    old = next((one for one in known if one.asked == asked), None)  # of a state that is no more: one account is kept of all
+    loaded = Loaded(asked, state, old.ledger if old else Ledger(components=(type(component).__name__,)))
+    known[:] = [*(one for one in known if one is not old), loaded]
+    loaded.ledger.unserved.clear()
     try:
         _open(component, loaded)
     except CodedError as error:  # a store, device or torch that cannot be used costs a compile, not the service

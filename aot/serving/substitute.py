@@ -18,9 +18,11 @@ from aot.model.weights import WeightForms, unfit
 from aot.request.mode import Mode
 from aot.serving.dispatch import OnMiss
 from aot.serving.sealed import Part
+from aot.serving.surroundings import Surroundings, surroundings
 
 Place: TypeAlias = "int | torch.Tensor"  # which input of the traced graph, or what stands for one that it does not read
 Traced: TypeAlias = Callable[..., Any]
+_C: Any = torch._C  # private names, checked on torch 2.14.1: `_len_torch_function_stack`, `DisableTorchFunction`
 GRADIENT = "a gradient is asked for, graphs have none (call under torch.inference_mode())"
 
 
@@ -33,6 +35,7 @@ class Places:
     tensors: tuple[Place, ...]
     form: Form
     fixed: bool
+    collecting: frozenset[str] = frozenset()  # what a model of transformers around it could collect of its submodules
 
     @classmethod
     def of(cls, inputs: Sequence[Any], weights: Sequence[torch.Tensor], signature: Signature, tensors: Sequence[torch.Tensor]) -> Places:
@@ -90,8 +93,10 @@ class Substitute:
     same. What it does not serve is answered by the traced graph, compiled or eager as `on_miss` says.
     """
 
-    def __init__(self, traced: Traced, part: Part, places: Places, answer: Answer, mode: Mode) -> None:
-        self._traced, self._part, self._places, self._answer = traced, part, places, answer
+    def __init__(self, part: Part, places: Places, answer: Answer, *, device: str, mode: Mode) -> None:
+        """`device`: the type of device whose autocast would change a result."""
+        self._part, self._places, self._answer, self._device = part, places, answer, device
+        self._plain: Surroundings | None = None  # those of the last call that a graph could answer in
         dtype = next((spec.dtype for _, spec in part.kind.weights if spec.dtype in TOLERANCE), "float32")
         self._allowed = tolerance(mode, dtype)
         self._known: dict[Any, _Run | str] = {}
@@ -99,7 +104,11 @@ class Substitute:
 
     def __call__(self, *inputs: Any) -> Any:
         weights, tensors = ([inputs[p] if isinstance(p, int) else p for p in some] for some in (self._places.weights, self._places.tensors))
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*weights, *tensors)):
+        around = surroundings(self._device)
+        if around != self._plain and (reason := around.refuses_below(self._places.collecting)):
+            return self._missed(reason, inputs)
+        self._plain = around
+        if around.gradients and any(tensor.requires_grad for tensor in (*weights, *tensors)):
             return self._missed(GRADIENT, inputs)
         key = tuple([(tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors])
         run = self._known.get(key) or self._known.setdefault(key, self._find(tensors))
@@ -135,7 +144,7 @@ class Substitute:
 
     def _proved(self, run: _Run, given: list[torch.Tensor], inputs: tuple[Any, ...]) -> Any:
         """The answer of the traced graph, which the artifact's graph is compared with."""
-        expected = self._traced(*inputs)
+        expected = self._answer.eager(*inputs)
         found = matched(expected, run.graph.run_flat(given), inputs, allowed=self._allowed)
         if isinstance(found, str):
             run.refused = found
@@ -145,7 +154,19 @@ class Substitute:
         return expected
 
     def _missed(self, reason: str, inputs: tuple[Any, ...]) -> Any:
-        return self._answer.instead(reason)(*inputs)
+        instead = self._answer.instead(reason)
+        # what was traced has what such a mode does in it: it is not to be done again, as it would where that is traced again
+        return (self._answer.eager if _C._len_torch_function_stack() else instead)(*inputs)
+
+
+def as_traced(graph: Traced) -> Traced:
+    """A graph that Dynamo has traced, run eagerly and as it is written: what torch function modes did to it is in it."""
+
+    def run(*inputs: Any) -> Any:
+        with _C.DisableTorchFunction():
+            return graph(*inputs)
+
+    return run
 
 
 @dataclass(slots=True)
