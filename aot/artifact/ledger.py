@@ -131,8 +131,16 @@ _process = _Process()
 def open_ledger(components: tuple[str, ...]) -> Ledger:
     """A new account that `stats` will tell of."""
     ledger = Ledger(components=components)
-    _process.ledgers.append(ledger)
+    keep_ledger(ledger)
     return ledger
+
+
+def keep_ledger(ledger: Ledger) -> bool:
+    """Have `stats` tell of it; whether it did not before."""
+    new = all(other is not ledger for other in _process.ledgers)
+    if new:
+        _process.ledgers.append(ledger)
+    return new
 
 
 def newest() -> Ledger:

@@ -210,6 +210,13 @@ def jit_arguments(options: Options) -> dict[str, Any]:
     return {"dynamic": None if options.dynamic else False, "options": {**_ANY_CORES, **options.inductor}}
 
 
+def compile_traced(traced: Any, inputs: list[Any], options: Options) -> Callable[..., Any]:
+    """What Inductor makes of a graph that torch.compile has traced, for the backend that it asks."""
+    inductor: Any = torch._dynamo.lookup_backend("inductor")
+    found: Callable[..., Any] = inductor(traced, inputs, config_patches=jit_arguments(options)["options"])
+    return found
+
+
 def reset_code(function: Any) -> None:
     """Drop what torch.compile has made of a function, for whichever module it was."""
     if code := getattr(function, "__code__", None):

@@ -78,7 +78,7 @@ def rescued(compile: Callable[[], Callable[..., Any]], plain: Callable[..., Any]
     try:
         compiled = compile()
     except OSError as error:  # torch makes its cache directory at once
-        _say_given_up(error)
+        say_given_up(error)
         return plain
     given_up = False
 
@@ -94,13 +94,13 @@ def rescued(compile: Callable[[], Callable[..., Any]], plain: Callable[..., Any]
         except (OSError, RuntimeError) as error:  # every error of torch's compiler is a RuntimeError
             result = plain(*args, **kwargs)
             given_up = True
-            _say_given_up(error)
+            say_given_up(error)
             return result
 
     return call
 
 
-def _say_given_up(error: Exception) -> None:
+def say_given_up(error: Exception) -> None:
     log.warning("%s compilation failed, running eagerly from now on: %s", BuildFailed.code, first_line(error))
 
 

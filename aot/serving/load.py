@@ -122,10 +122,8 @@ def attach(modules: Mapping[str, nn.Module], store: Store, *, wish: Wish, here: 
         for begin in begins:
             log.info("%s", begin)
         for path in unserved:
-            cause = opening.problems.get(path)
-            why = f"{cause.code} {cause.message.rstrip('.')}" if cause else opening.changed.get(path)
-            why = why or borrowing.problems.get(path) or _why(opening, found, path, fingerprints[path])
-            policy = OnMiss.ERROR if wish.strict else on_miss
+            policy, cause = OnMiss.ERROR if wish.strict else on_miss, opening.problems.get(path)
+            why = opening.why(found, path, borrowing.problems.get(path, ""))
             fall_back(modules[path], path, on_miss=policy, jit=jit.compiled, why=why, ledger=ledger, cause=cause)
         for path in optional.intersection(opening.changed) - opening.paths:
             ledger.missed(OnMiss.EAGER.sentence(path, opening.changed[path]))
@@ -174,6 +172,12 @@ class Opening:
             assert isinstance(candidate.verdict, Accepted)
             for path in candidate.verdict.components:
                 self.problems.setdefault(path, error)
+
+    def why(self, found: list[Candidate], path: str, packages: str = "") -> str:
+        """Why nothing was loaded for the component at `path`, of the artifacts `found`; and of `packages`, if there were some."""
+        cause = self.problems.get(path)
+        why = f"{cause.code} {cause.message.rstrip('.')}" if cause else self.changed.get(path)
+        return why or packages or _why(self, found, path, self.fingerprints[path])
 
     def worth(self, begins: Iterable[Reused]) -> list[Admitted]:
         """The artifacts that these compilations begin from, of those that are on this machine and may be loaded."""

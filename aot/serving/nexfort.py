@@ -130,7 +130,7 @@ def enable(
     a key line that is none.
     """
     if trust:
-        found, local = _opened(store)
+        found, local = opened(store)
         trust_keys(local.root, trust, stores=[found.location])
     policy = _policy(on_miss, allow, strict=strict)
     return _compile_pipe(pipe, options, store, fuse=fuse_qkv_projections, ignores=ignores, policy=policy, learn=learn)
@@ -240,7 +240,7 @@ def _compile(modules: dict[str, nn.Module], options: Options, location: str, opt
     return ledger
 
 
-def _opened(location: str) -> tuple[LocalStore | CachedStore, LocalStore]:
+def opened(location: str) -> tuple[LocalStore | CachedStore, LocalStore]:
     """The store at a location, `1` being the local one, and the local one that it is read through."""
     root = default_root(os.environ)
     store = open_cached(str(root) if location == "1" else location, root)
@@ -253,7 +253,7 @@ def _load(modules: dict[str, nn.Module], wanted: dict[str, nn.Module], location:
     options = wish.options
     device = next((weight.device for module in modules.values() for weight in module.parameters()), torch.device("cpu"))
     try:
-        store, local = _opened(location)
+        store, local = opened(location)
         guard = Guard.of(local.root, os.environ)
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # graphs are opened on the current one
             return attach(wanted, store, wish=wish, here=Target.detect(device.type), guard=guard, ledger=ledger)

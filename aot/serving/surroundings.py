@@ -32,7 +32,11 @@ class Surroundings(NamedTuple):
 
     def refuses(self, module: nn.Module) -> str | None:
         """What around a call of `module` no graph can answer for, in words, or None."""
-        hidden = sorted(collects_below(module).intersection(self.collected)) if self.collected else []
+        return self.refuses_below(collects_below(module) if self.collected else frozenset())
+
+    def refuses_below(self, collecting: frozenset[str]) -> str | None:
+        """The same, for a module of whose submodules these can be collected."""
+        hidden = sorted(collecting.intersection(self.collected))
         unseen = "which would not see what a graph does"
         reasons: tuple[tuple[Any, str | Callable[[], str]], ...] = (
             (self.autocast, "the call is under autocast, built without"),
