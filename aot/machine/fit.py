@@ -27,7 +27,7 @@ def _packaged_for(built: Target, here: Target) -> list[Difference]:
     found = []
     if built.system != here.system:
         found.append(Difference("system", built.system, here.system, Weight.BLOCKING, "a library of another system"))
-    if here.arch and here.arch not in built.arch.split():
+    if here.arch and built.arch and here.arch not in built.arch.split():
         found.append(Difference("arch", built.arch, here.arch, Weight.BLOCKING, "their kernels are machine code of another architecture"))
     if not here.arch and (missing := _vectors(built.sku) - features(here.sku)):
         why = f"this CPU lacks {', '.join(sorted(missing))}"

@@ -8,6 +8,7 @@ the same digest whoever looks, at whatever commit.
 from __future__ import annotations
 
 import io
+import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from aot.cache_store.layer import pack_stored
 from aot.cache_store.manifest import FileEntry, Layer, Manifest
 from aot.cache_store.store import EVERYTHING, Entry, Ref, Store, missing_blob, missing_manifest, names_in
 from aot.machine.fit import OR, PACKAGED
+
+log = logging.getLogger("aot")
 
 ROOT, SUBMODULES = "package/root", "package/submodules"
 _UNKNOWN_TIME = "1970-01-01T00:00:00Z"
@@ -90,17 +93,27 @@ class PackagesStore:
 
     @cached_property
     def _sets(self) -> dict[Digest, _Set]:
-        """By the digest of their artifact. Empty where the store has a list of its own. Raises Malformed for a package that is none."""
+        """By the digest of their artifact. Empty where the store has a list of its own. A variant that cannot be read is left out, and said
+        so; raises Malformed where none can be."""
         if self._listed and names_in(self._listed):
             return {}
         found: dict[str, dict[str, str]] = defaultdict(dict)
-        paths = [path for path in sorted(self._root.files()) if path.endswith(f"/{PACKAGE}")]
+        paths = [path for path in sorted(self._root.files()) if PurePosixPath(path).name == PACKAGE]
         if len(paths) > _MAX_PACKAGES:
             raise Malformed(f"{self.location} has {len(paths)} packages; up to {_MAX_PACKAGES} are read.")
         for path in paths:
             variant, place = _placed(path)
             found[variant][place] = path
-        sets = [self._read(variant, places) for variant, places in found.items()]
+        sets, refused = list[_Set](), list[Malformed]()
+        for variant, places in found.items():
+            try:
+                sets.append(self._read(variant, places))
+            except Malformed as error:
+                refused.append(error)
+        if refused and not sets:
+            raise refused[0]
+        for one in refused:
+            log.warning("%s", one)
         return {Digest.of(one.raw): one for one in sets}
 
     def _read(self, variant: str, places: Mapping[str, str]) -> _Set:
@@ -176,6 +189,8 @@ def with_packages(store: Store) -> Store:
 def _placed(path: str) -> tuple[str, str]:
     """The variant that a package is of, and its place among those: folders around it are part of the variant's name."""
     folder = PurePosixPath(path).parent
+    if not folder.name:
+        return "", ROOT
     for known in (ROOT, SUBMODULES):
         before, found, after = f"/{folder}/".partition(f"/{known}/")
         if found:

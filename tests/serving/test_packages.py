@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import random
 import struct
@@ -451,11 +452,15 @@ def test_a_package_of_other_weights_is_for_no_block_of_the_model(made: dict[str,
 
 
 @pytest.mark.compiles
-def test_variants_are_artifacts_of_their_own(made: dict[str, bytes], folder: Path) -> None:
+def test_variants_are_artifacts_of_their_own(made: dict[str, bytes], folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     _put(folder, {f"{place}.fp8": data for place, data in made.items()})
     _put(folder / "bf16/torch2.14", made)
     offers = aot.lookup(str(folder))
     assert {offer.row.part("variant") for offer in offers} == {"published", "fp8", "bf16/torch2.14"}
+    _put(folder, {f"{DOUBLE}.old": b"no package"})
+    with caplog.at_level(logging.WARNING, "aot"):
+        assert len(aot.lookup(str(folder))) == len(offers)
+    assert f"{DOUBLE}.old/{PACKAGE}: it is damaged, or no package" in caplog.text
     (pin,) = aot.lock(str(folder), variant="fp8")
     assert pin.digest == next(offer.row.digest for offer in offers if offer.row.part("variant") == "fp8")
 
