@@ -8,8 +8,8 @@ from torch import nn
 
 from aot.model.collector import INSTALLED
 
-# Where an object came from, which release wrote it, how its weights were brought: set by loading code, read by no forward
 SEALS = "_aot_seals"  # what was found of a module when it was last compared with an artifact
+# Where an object came from, which release wrote it, how its weights were brought: set by loading code, read by no forward
 NOTES = frozenset(
     {
         SEALS,
@@ -24,7 +24,7 @@ NOTES = frozenset(
 MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
 _REGISTRY = "_diffusers_hook"  # where diffusers keeps the hooks of a model; every call of a pipeline leaves an empty one
 
-_COMPILED = "_compiled_call_impl"  # what `module.compile()` leaves: a way to call it, which torch's own copies and pickles leave out
+_COMPILED = "_compiled_call_impl"  # what `module.compile()` leaves: a way to call it, which torch's own pickles leave out
 
 
 def own_attributes(module: nn.Module) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def aot_backend(
     answer.ledger = loaded.ledger
     try:
         if part is None:
-            raise Unsupported(loaded.why or f"its artifact has graphs for {len(loaded.parts)} parts of it, and none for it as a whole")
+            raise Unsupported(loaded.why or "its artifact has no graph of its own for it")
         places, reason = _places(inputs, frame, part)
     except Unsupported as error:
         frame.guard(partial(_hooked, _hooks(frame.module)))

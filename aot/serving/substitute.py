@@ -22,7 +22,7 @@ from aot.serving.surroundings import Surroundings, surroundings
 
 Place: TypeAlias = "int | torch.Tensor"  # which input of the traced graph, or what stands for one that it does not read
 Traced: TypeAlias = Callable[..., Any]
-_C: Any = torch._C  # private names, checked on torch 2.14.1: `_len_torch_function_stack`, `DisableTorchFunction`
+_C: Any = torch._C  # private names, checked on torch 2.11.0, 2.13.0, 2.14.1 and 2.15.0: `_len_torch_function_stack`, `DisableTorchFunction`
 GRADIENT = "a gradient is asked for, graphs have none (call under torch.inference_mode())"
 
 
