@@ -22,7 +22,7 @@ from typing import Self
 import torch
 
 from aot.cache_store.digest import Digest
-from aot.cache_store.errors import Corrupt, Malformed, Missing
+from aot.cache_store.errors import CodedError, Corrupt, Malformed, Missing, Unreachable, named
 from aot.errors import LoadFailed, first_line
 
 _PREFIX = "kernel "  # of the producer's parts that name one, by namespace
@@ -115,14 +115,21 @@ class Kernel:
             if isinstance(here, str):
                 raise Corrupt(f"kernel {where}/{self.path} is not the bytes that were promised.", culprit="")
             raise Missing(f"kernel {where}/{self.path} is not on this machine.", remedy="`aot pull` fetches it.")
-        with hub_errors(where):
-            name = hf_hub_download(self.repository, self.path, revision=self.revision, force_download=True)
+        try:
+            with hub_errors(where):
+                name = hf_hub_download(self.repository, self.path, revision=self.revision, force_download=True)
+        except CodedError:
+            raise
+        except Exception as error:  # of the client, of what is beneath it, of this machine's disk: a kernel costs a miss, never a process
+            raise Unreachable(
+                f"kernel {where}/{self.path} cannot be fetched: {first_line(error)}.", remedy="see that it can be."
+            ) from error
         if not self._is_sound(Path(name)):
             raise Corrupt(f"kernel {where}/{self.path} is not the bytes that were promised.", culprit="")
         return Path(name)
 
     def _is_sound(self, file: Path) -> bool:
-        with file.open("rb") as opened:
+        with named(file), file.open("rb") as opened:
             return Digest.of_stream(opened) == self.digest
 
     def _check_version(self) -> None:

@@ -23,6 +23,7 @@ from aot.choice import choice
 from aot.compiler.mutation import mutates
 from aot.compiler.sizes import along, guards, promise
 from aot.errors import BuildFailed, Unsupported, first_line
+from aot.model.attention import lowered
 from aot.model.axes import Axes
 from aot.model.casting import called_with
 from aot.model.formula import Formula
@@ -154,7 +155,7 @@ def compile_graph(
     shapes = None if dynamic is None else ([None] * len(weights), along(dynamic))
     package = library.with_suffix(".pt2")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), lowered(module):
             with tracing() as codes:
                 program = torch.export.export(wrapped, (weights, tensors), dynamic_shapes=shapes, strict=False)
             code = TracedCode.of(codes, module)

@@ -21,6 +21,7 @@ from aot.cache_store.errors import CodedError
 from aot.compiler.inductor import Configuration
 from aot.compiler.sizes import along
 from aot.errors import BuildFailed, Unsupported, first_line
+from aot.model.attention import lowered
 from aot.model.axes import Axes
 from aot.model.casting import casts
 from aot.model.convention import Convention, Written
@@ -64,7 +65,7 @@ def compile_package(
         sizes: tuple[Any, Any] = tree_map(lambda value: next(left) if isinstance(value, torch.Tensor) else None, call)
         shapes = convention.named(*convention.written(sizes[0], sizes[1], written))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), lowered(module):
             program = torch.export.export(traced, args, kwargs, dynamic_shapes=shapes, strict=False)
             _check_names((spec.target or spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name in _HELD), traced)
             _as_traced(program)

@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from aot.choice import choice
 from aot.errors import Unsupported
 
+_OF_TORCH = {
+    "_native_cudnn": SDPBackend.CUDNN_ATTENTION,
+    "_native_efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "_native_flash": SDPBackend.FLASH_ATTENTION,
+    "_native_math": SDPBackend.MATH,
+}
 NATIVE = "native"  # torch's own, and the default
 _DISPATCH, _OWN, _VARIABLE = "diffusers.models.attention_dispatch", "_attention_backend", "DIFFUSERS_ATTN_BACKEND"
 
@@ -29,6 +37,23 @@ def backends(module: nn.Module) -> tuple[str, ...]:
     """Those that attention in `module` goes to; none where it has no attention that could choose."""
     processors = [child.processor for child in module.modules() if hasattr(getattr(child, "processor", None), _OWN)]
     return tuple(sorted({_named(own) if (own := getattr(processor, _OWN)) else active() for processor in processors}))
+
+
+@contextmanager
+def lowered(module: nn.Module) -> Iterator[None]:
+    """Within, the compiler takes of torch's own kernels for attention the one that `module` is set to: a traced program does not hold the
+    choice. Raises Unsupported where it is set to several: a compilation has one."""
+    kinds = [kind for kind in backends(module) if kind == NATIVE or kind in _OF_TORCH]
+    if not any(kind in _OF_TORCH for kind in kinds):
+        yield
+        return
+    if len(kinds) > 1:
+        raise Unsupported(
+            f"its attention is computed by several of torch's kernels ({', '.join(kinds)}), and a graph is compiled for one.",
+            remedy="set_attention_backend() on the whole model.",
+        )
+    with sdpa_kernel(_OF_TORCH[kinds[0]]):
+        yield
 
 
 def enter(wanted: Collection[str], *, own: bool) -> None:

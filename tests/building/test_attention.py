@@ -16,7 +16,7 @@ import aot
 from aot.artifact.certificate import compare
 from aot.building.build import Built
 from aot.errors import BadInput, Unsupported
-from aot.model.attention import active, backends, enter
+from aot.model.attention import active, backends, enter, lowered
 from aot.request.record import Record
 from tests.building.test_pipeline import O0
 from tests.pipelines import make
@@ -153,6 +153,18 @@ def test_a_strangers_record_fetches_no_kernels() -> None:
         enter(("nativ",), own=False)
     enter((MATH,), own=False)
     assert active() == MATH
+
+
+def test_a_compilation_has_one_of_torchs_kernels() -> None:
+    pipe, _ = make("flux")
+    with lowered(pipe.transformer):
+        assert torch.backends.cuda.flash_sdp_enabled()
+    pipe.transformer.transformer_blocks[0].attn.processor._attention_backend = AttentionBackendName._NATIVE_MATH
+    with lowered(pipe.transformer.transformer_blocks[0]):
+        assert torch.backends.cuda.math_sdp_enabled()
+        assert not torch.backends.cuda.flash_sdp_enabled()
+    with pytest.raises(Unsupported, match="by several of torch's kernels"), lowered(pipe.transformer):
+        pass
 
 
 def test_a_model_goes_to_its_own_backend_and_else_to_the_active_one() -> None:
