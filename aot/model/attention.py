@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from aot.choice import choice
 from aot.errors import Unsupported
 
+# what `native` leaves to torch, and these do not
 _OF_TORCH = {
     "_native_cudnn": SDPBackend.CUDNN_ATTENTION,
     "_native_efficient": SDPBackend.EFFICIENT_ATTENTION,
