@@ -31,7 +31,7 @@ _TORCHS = {
     *("aten", "prim", "prims", "inductor", "quantized", "quantized_decomposed", "_quantized", "mkldnn", "mkl", "onednn", "xnnpack"),
     *("profiler", "c10d", "_c10d_functional", "rngprims", "static_runtime", "sparse", "symm_mem", "streams", "export", "higher_order"),
 }
-_HUB = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/(.+)")
+_HUB = re.compile(r"(?:models|kernels)--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/(.+)")
 _FROM_HUB = re.compile(r"hf://([^/@\s]+/[^/@\s]+)@([0-9a-f]{40})/(\S+) (sha256:[0-9a-f]{64}) for (\S+)")
 _INSTALLED = re.compile(r"(\S+)==(\S+) import (\S+) for (\S+)")
 _OF_PROGRAM = re.compile(r"the program for (\S+)")
@@ -191,7 +191,7 @@ def _origin(namespace: str, operators: tuple[str, ...]) -> Kernel:
 def _in_hub_cache(library: Path) -> tuple[str, str, str] | None:
     """Of a file in the Hub's cache: repository, revision and path there. torch keeps the name that links lead to, which says neither."""
     for folder in library.parents:
-        if folder.name.startswith("models--"):
+        if folder.name.startswith(("models--", "kernels--")):
             snapshots = folder / "snapshots"
             same = [path for path in snapshots.rglob("*.so") if path.resolve() == library.resolve()]
             if found := same and _HUB.search(str(max(same, key=lambda path: path.lstat().st_mtime))):
