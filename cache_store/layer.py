@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -27,27 +27,29 @@ def pack(id: str, *, kind: str, root: Path, paths: Iterable[str], target: Binary
 
     The same files give the same bytes: nothing of time, owner, mode or directory order enters.
     """
-    layer_hash, entries, offset = hashlib.sha256(), [], 0
-    for path in sorted(paths):
-        data = (root / path).read_bytes()
-        frame = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False).compress(data)
-        entries.append(FileEntry(path=path, size=len(data), digest=Digest.of(data), layer=id, offset=offset, length=len(frame)))
-        layer_hash.update(frame)
-        target.write(frame)
-        offset += len(frame)
-    return Layer(id=id, kind=kind, size=offset, digest=Digest(layer_hash.hexdigest())), entries
+    return _pack(id, kind, ((path, (root / path).read_bytes()) for path in sorted(paths)), _compressed, target)
 
 
 def pack_stored(id: str, *, kind: str, files: Mapping[str, bytes], target: BinaryIO) -> tuple[Layer, list[FileEntry]]:
     """As `pack`, of files in memory and without compressing: the bytes are the same whichever release of zstd there is."""
+    return _pack(id, kind, sorted(files.items()), _stored, target)
+
+
+def _pack(
+    id: str, kind: str, files: Iterable[tuple[str, bytes]], framed: Callable[[bytes], bytes], target: BinaryIO
+) -> tuple[Layer, list[FileEntry]]:
     layer_hash, entries, offset = hashlib.sha256(), [], 0
-    for path, data in sorted(files.items()):
-        frame = _stored(data)
+    for path, data in files:
+        frame = framed(data)
         entries.append(FileEntry(path=path, size=len(data), digest=Digest.of(data), layer=id, offset=offset, length=len(frame)))
         layer_hash.update(frame)
         target.write(frame)
         offset += len(frame)
     return Layer(id=id, kind=kind, size=offset, digest=Digest(layer_hash.hexdigest())), entries
+
+
+def _compressed(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=LEVEL, write_checksum=False).compress(data)
 
 
 def _stored(data: bytes) -> bytes:

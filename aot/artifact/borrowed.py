@@ -20,10 +20,10 @@ import torch
 
 from aot.artifact.book import GraphEntry
 from aot.artifact.packaged import Packaged
-from aot.artifact.runner import Graph
+from aot.artifact.runner import Graph, open_runner
 from aot.errors import LoadFailed, Unsupported, first_line
 from aot.model.convention import Convention, Written
-from aot.model.signature import Signature, flatten
+from aot.model.signature import Signature
 
 _TORCH = ("aoti_", "torch_", "_ZN2at", "_ZN3c10", "_ZN5torch", "_ZNK2at", "_ZNK3c10", "_ZNK5torch")
 _LIBRARIES = ("libtorch_cpu.so", "libtorch_cuda.so", "libc10.so", "libc10_cuda.so")
@@ -53,7 +53,7 @@ class BorrowedLibrary:
         try:
             for name, data in packaged.files.items():
                 (directory / name).write_bytes(data)
-            self._runner = _runner(directory / packaged.library, directory, device)
+            self._runner = open_runner(directory / packaged.library, device, cubins=str(directory))
             names = {fqn: name for name, fqn in self._runner.get_constant_names_to_original_fqns().items()}
             call, returns = self._runner.get_call_spec()
             said = json.loads(call), json.loads(returns)
@@ -82,12 +82,6 @@ class BorrowedLibrary:
     def __deepcopy__(self, _: dict[int, Any]) -> BorrowedLibrary:
         """Shared: a copy of a model binds its own weights at each of its calls."""
         return self
-
-
-def _runner(library: Path, directory: Path, device: torch.device) -> Any:
-    if device.type == "cuda":
-        return torch._C._aoti.AOTIModelContainerRunnerCuda(str(library), 1, str(device), str(directory))
-    return torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
 
 
 class Borrowed(Graph):
@@ -168,8 +162,3 @@ def _take(value: Any, spec: Any, found: list[torch.Tensor]) -> None:
         raise Unsupported(f"the call gives {len(items)} values where the package was made with {len(children)}.")
     for item, child in zip(items, children, strict=True):
         _take(item, child, found)
-
-
-def results(value: Any) -> tuple[Any, ...]:
-    """The form in which a module returns."""
-    return flatten(value, [])

@@ -11,7 +11,7 @@ from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
 from aot.machine.settings import complete
 from aot.machine.target import Target
-from aot.model.attention import NATIVE, backends
+from aot.model.attention import backends, others
 from aot.model.fingerprint import Fingerprint
 from aot.model.functions import source_digest
 from aot.model.weights import LiveWeights
@@ -33,7 +33,7 @@ def of_module(module: nn.Module, fingerprint: Fingerprint, options: Options) -> 
         "source": str(source_digest(module)),
         "fingerprint": str(fingerprint.stem),
         "state": str(fingerprint.digest),
-        **({"attention": "+".join(found)} if (found := backends(module)) and found != (NATIVE,) else {}),
+        **({"attention": "+".join(found)} if (found := others(backends(module))) else {}),
         **({"weights": str(LiveWeights(module).digest())} if options.mode.freezing else {}),
     }
 

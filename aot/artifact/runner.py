@@ -38,7 +38,7 @@ class Library:
 
     def __init__(self, path: Path, device: torch.device, *, cudagraphs: bool) -> None:
         """Raises RuntimeError when this process cannot open it."""
-        self.run: Run = _runner(path, device, single_threaded=cudagraphs).run
+        self.run: Run = open_runner(path, device, single_threaded=cudagraphs).run
         self._check = os.environ.get(_CHECK_INPUTS)
         self._entered = False
 
@@ -74,10 +74,10 @@ _libraries: dict[tuple[str, str, bool], Library] = {}  # by content: a process t
 
 def is_open(digest: str, device: str, *, cudagraphs: bool) -> bool:
     """Whether this process has opened a library of that content for the current device."""
-    return (digest, str(_here(device)), cudagraphs) in _libraries
+    return (digest, str(device_here(device)), cudagraphs) in _libraries
 
 
-def _here(device: str) -> torch.device:
+def device_here(device: str) -> torch.device:
     return torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
 
 
@@ -92,7 +92,7 @@ class Graph:
 
         Raises LoadFailed when this process cannot open it.
         """
-        self.entry, self.hits, self.device = entry, 0, _here(device)
+        self.entry, self.hits, self.device = entry, 0, device_here(device)
         self.writes = entry.writes != SAME  # into its arguments
         # a call returns before its device has computed, and leaves nothing that could not be dropped
         self.launches_first = self.device.type == "cuda" and not self.writes
@@ -151,8 +151,9 @@ class _Entered:
         return outputs
 
 
-def _runner(library: Path, device: torch.device, *, single_threaded: bool) -> Any:
-    """`single_threaded` leaves out the container's own locks and events, which a stream that is being recorded refuses."""
+def open_runner(library: Path, device: torch.device, *, cubins: str = "", single_threaded: bool = False) -> Any:
+    """`cubins`: where a library that has its machine code beside it looks for that. `single_threaded` leaves out the container's own
+    locks and events, which a stream that is being recorded refuses."""
     if device.type == "cuda":
-        return torch._C._aoti.AOTIModelContainerRunnerCuda(str(library), 1, str(device), "", single_threaded)  # type: ignore[call-overload]
+        return torch._C._aoti.AOTIModelContainerRunnerCuda(str(library), 1, str(device), cubins, single_threaded)  # type: ignore[call-overload]
     return torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)

@@ -12,10 +12,15 @@ OR = " or "  # between the versions of torch that may have made them
 _VECTORS = {"avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}, "default": set[str]()}
 
 
+def is_packaged(parts: Mapping[str, str]) -> bool:
+    """Whether a key is of somebody's packages."""
+    return parts.get("layout") == PACKAGED
+
+
 def built_for(parts: Mapping[str, str], here: Target) -> list[Difference]:
     """Every field in which the machine that an artifact with these key parts was built for differs from `here`."""
     built = Target.of_parts(parts)
-    if parts.get("layout") == PACKAGED:
+    if is_packaged(parts):
         return _packaged_for(built, here)
     return built.check(here, also=parts.get("also", "").split())
 

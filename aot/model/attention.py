@@ -40,6 +40,11 @@ def backends(module: nn.Module) -> tuple[str, ...]:
     return tuple(sorted({_named(own) if (own := getattr(processor, _OWN)) else active() for processor in processors}))
 
 
+def others(found: Collection[str]) -> list[str]:
+    """What is to be told of these backends: nothing where they are torch's own alone."""
+    return sorted(found) if {*found} - {NATIVE} else []
+
+
 @contextmanager
 def lowered(module: nn.Module) -> Iterator[None]:
     """Within, the compiler takes of torch's own kernels for attention the one that `module` is set to: a traced program does not hold the

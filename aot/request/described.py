@@ -33,7 +33,7 @@ def described(record: Record) -> dict[str, Any]:
     """
     import torch
 
-    from aot.model.attention import NATIVE
+    from aot.model.attention import others
 
     return {
         "form": FORM,
@@ -43,7 +43,7 @@ def described(record: Record) -> dict[str, Any]:
         "components": {place: essence(module).to_json() for place, module in record.modules.items()},
         "calls": [call.to_json() for call in record.calls],
         "left": record.left,
-        **({"attention": list(record.attention)} if record.attention not in ((), (NATIVE,)) else {}),
+        **({"attention": found} if (found := others(record.attention)) else {}),
     }
 
 

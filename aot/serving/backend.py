@@ -25,12 +25,12 @@ from aot.model.signature import Signature
 from aot.model.slots import has_adapters
 from aot.model.weights import LiveWeights
 from aot.request.options import Options
-from aot.serving.dispatch import OnMiss
+from aot.serving.dispatch import GRADIENT, OnMiss
 from aot.serving.frame import Frame
 from aot.serving.jit import rescued, say_given_up
 from aot.serving.loaded import Asked, Loaded, load
 from aot.serving.sealed import Part
-from aot.serving.substitute import GRADIENT, Answer, Places, Substitute, as_traced, found_for
+from aot.serving.substitute import Answer, Places, Substitute, as_traced, found_for
 from aot.serving.surroundings import surroundings
 
 _OURS = ("on_miss", "allow", "store")

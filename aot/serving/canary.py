@@ -25,7 +25,7 @@ from aot.cache_store.manifest import Manifest
 from aot.cache_store.plain import read_plain
 from aot.cache_store.store import Store
 from aot.cache_store.trust import Admitted
-from aot.compiler.process import Parent, Process
+from aot.compiler.process import Event, Parent, Process
 from aot.errors import LoadFailed
 from aot.machine.device import choose_ordinal, current_ordinal
 from aot.machine.settings import claim
@@ -46,7 +46,7 @@ def send(
     """
     digest, manifest = admitted.digest, admitted.manifest
     allowed = allowed_error(manifest)
-    note = guard.home / "canary" / f"{digest.hex}-{Digest.of(encode(str(here))).short}.json"
+    note = note_of(guard, digest, here)
     if not again and (remembered := read_note(note)) is not None:
         return remembered
     with run_directory("aot-canary-") as directory:
@@ -59,6 +59,11 @@ def send(
         )
     write_note(note, {"error": error, "target": str(here)})
     return error
+
+
+def note_of(guard: Guard, digest: Digest, here: Target) -> Path:
+    """Where it is remembered that an artifact came back on this very target."""
+    return guard.home / "canary" / f"{digest.hex}-{Digest.of(encode(str(here))).short}.json"
 
 
 def read_note(note: Path) -> float | None:
@@ -100,7 +105,6 @@ def _materialise(store: Store, admitted: Admitted, directory: Path) -> None:
 
 
 def _sing(directory: Path, manifest: Manifest, here: Target, environ: Mapping[str, str]) -> float:
-    log = directory / "canary.log"
     # the settings that the golden outputs were recorded under, and the very device that will serve
     settings = {name.removeprefix("process."): value == "true" for name, value in manifest.key.items() if name.startswith("process.")}
     message = {
@@ -110,14 +114,25 @@ def _sing(directory: Path, manifest: Manifest, here: Target, environ: Mapping[st
         "settings": settings,
         "producer": manifest.producer,
     }
+    lost, silent = "the canary did not come back", "the canary came back without an answer."
+    done = answer_of("canary", message, log=directory / "canary.log", environ=environ, seconds=SECONDS, failed=(lost, silent, _REMEDY))
+    return float(done["error"])
+
+
+def answer_of(
+    task: str, message: Mapping[str, Any], *, log: Path, environ: Mapping[str, str], seconds: int, failed: tuple[str, str, str]
+) -> Event:
+    """What a process of its own has done. Raises LoadFailed where it does not come back, or without an answer: in the words of `failed`,
+    with its remedy."""
+    lost, silent, remedy = failed
     try:
-        with Process("canary", message, log=log, environ=environ, seconds=SECONDS) as child:
+        with Process(task, message, log=log, environ=environ, seconds=seconds) as child:
             for event in child.events():
                 if event["event"] == "done":
-                    return float(event["error"])
+                    return event
     except CodedError as error:
-        raise LoadFailed(f"the canary did not come back: {error.message}", remedy=_REMEDY) from error
-    raise LoadFailed("the canary came back without an answer.", remedy=_REMEDY)
+        raise LoadFailed(f"{lost}: {error.message}", remedy=remedy) from error
+    raise LoadFailed(silent, remedy=remedy)
 
 
 def sing(message: Mapping[str, Any], parent: Parent) -> None:

@@ -27,6 +27,8 @@ from aot.serving.shapebook import ShapeBook
 from aot.serving.standin import Compiled, StandIn, standing
 from aot.serving.surroundings import surroundings
 
+GRADIENT = "a gradient is asked for, graphs have none (call under torch.inference_mode())"
+
 
 class OnMiss(StrEnum):
     """What serves a call that no graph serves."""
@@ -39,6 +41,11 @@ class OnMiss(StrEnum):
         """The line that tells of a miss: where, why, and what is done instead."""
         does = {OnMiss.COMPILE: "compiling", OnMiss.EAGER: "running eagerly", OnMiss.ERROR: "refusing"}[self]
         return f"{Miss.code} {component}: {reason}; {does} (on_miss={self})."
+
+    @staticmethod
+    def as_error(component: str, reason: str) -> Miss:
+        """What is raised of a call's miss."""
+        return Miss(f"{component}: {reason.rstrip('.')}.", remedy="add this call's shape to the build, or choose on_miss.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +199,7 @@ class Dispatcher(StandIn):
         except Unsupported as error:
             return self._missed(error.message, args, kwargs)
         if torch.is_grad_enabled() and any(found.requires_grad for found in (*tensors, *self._module.parameters())):
-            return self._missed("a gradient is asked for, graphs have none (call under torch.inference_mode())", args, kwargs)
+            return self._missed(GRADIENT, args, kwargs)
         found = self._find(signature, args, kwargs)
         if isinstance(found, str):
             return self._missed(found, args, kwargs)
@@ -235,7 +242,7 @@ class Dispatcher(StandIn):
         policy.ledger.missed(policy.on_miss.sentence(policy.component, reason))
         match policy.on_miss:
             case OnMiss.ERROR:
-                raise Miss(f"{policy.component}: {reason.rstrip('.')}.", remedy="add this call's shape to the build, or choose on_miss.")
+                raise OnMiss.as_error(policy.component, reason)
             case OnMiss.EAGER:
                 return self.plain(*args, **kwargs)
             case OnMiss.COMPILE:

@@ -14,7 +14,7 @@ from torch import nn
 
 from aot.artifact.ledger import Ledger, log
 from aot.errors import BadInput
-from aot.model.attention import NATIVE, active
+from aot.model.attention import active, others
 from aot.model.capture import dtype_of
 from aot.model.convention import Convention
 from aot.model.recorder import RecordedCall
@@ -84,7 +84,7 @@ class Learner:
             log.warning("%s: a call could not be learned: %s", path, error)
 
     def _add(self, call: RecordedCall) -> None:
-        one = {**self._about, "calls": [call.to_json()], **({"attention": [found]} if (found := active()) != NATIVE else {})}
+        one = {**self._about, "calls": [call.to_json()], **({"attention": found} if (found := others([active()])) else {})}
         with _alone(self.path):
             (value,) = merged([self._before(), one]) if self.path.exists() else [one]
             used = {call["component"] for call in value["calls"]}

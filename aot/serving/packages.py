@@ -16,19 +16,19 @@ import torch
 from torch import nn
 
 from aot.artifact.book import GraphEntry, Kind
-from aot.artifact.borrowed import Borrowed, BorrowedLibrary, order_of, results
+from aot.artifact.borrowed import Borrowed, BorrowedLibrary, order_of
 from aot.artifact.certificate import TOLERANCE, compare
 from aot.artifact.guard import Guard
 from aot.artifact.ledger import Ledger
 from aot.artifact.packaged import Packaged
-from aot.artifact.runner import Graph
+from aot.artifact.runner import Graph, device_here
 from aot.cache_store.cached import CachedStore
 from aot.cache_store.errors import CodedError
 from aot.cache_store.store import Entry, Store
 from aot.cache_store.trust import Admitted
 from aot.errors import LoadFailed, Unsupported, first_line
 from aot.machine.device import wait_for_device
-from aot.machine.fit import PACKAGED, built_for
+from aot.machine.fit import PACKAGED, built_for, is_packaged
 from aot.machine.target import Target
 from aot.model.convention import Convention
 from aot.model.fingerprint import Fingerprint
@@ -106,7 +106,7 @@ class PackageDispatcher(Dispatcher):
         self._kind, self._forms = kind, {}
         self._weights = LiveWeights(self._module, [name for name, _ in packaged.weights])
         self._seal, self._refused = self._sealed(live.met), None
-        entry = GraphEntry(self._policy.component, ("",), live.digest, self._name, signature, results(expected))
+        entry = GraphEntry(self._policy.component, ("",), live.digest, self._name, signature, flatten(expected, []))
         graph, weights = Borrowed(entry, self._library, order), self._weights.tensors()
         tensors: list[torch.Tensor] = []
         flatten(convention.canonical(args, kwargs), tensors)
@@ -173,9 +173,9 @@ class Borrowing:
         except CodedError as error:
             self._refuse(modules, f"{error.code} {error.message.rstrip('.')}")
             return
-        for entry in found:
+        for entry in filter(lambda one: is_packaged(one.key), found):
             wanted = {path: places for path, module in modules.items() if (places := list(_placed(entry, module)))}
-            if entry.key.get("layout") == PACKAGED and wanted:
+            if wanted:
                 try:
                     self._take(entry, wanted)
                 except CodedError as error:
@@ -211,7 +211,7 @@ class Borrowing:
         self._open(admitted, packages, fitting, what)
 
     def _open(self, admitted: Admitted, packages: dict[str, Packaged], fitting: list[tuple[str, str, str, nn.Module]], what: str) -> None:
-        device = torch.device(self.here.device, torch.cuda.current_device()) if self.here.device == "cuda" else torch.device("cpu")
+        device = device_here(self.here.device)
         with self.ledger.timed("load"), self.guard.entering(admitted.digest):
             libraries = {place: BorrowedLibrary(packages[place], device) for place in {place for _, place, _, _ in fitting}}
         self.ledger.artifacts.append(str(admitted.digest))

@@ -14,17 +14,16 @@ from aot.artifact.guard import Guard
 from aot.artifact.ledger import Ledger
 from aot.artifact.opened import PACKAGES, run_directory, unpack
 from aot.artifact.packaged import PACKAGE, Packaged
-from aot.cache_store.canonical import encode
-from aot.cache_store.digest import Digest
-from aot.cache_store.errors import CodedError, Corrupt, Malformed
+from aot.artifact.runner import device_here
+from aot.cache_store.errors import Corrupt, Malformed
 from aot.cache_store.store import Store
 from aot.cache_store.trust import Admitted
-from aot.compiler.process import Parent, Process
+from aot.compiler.process import Parent
 from aot.errors import LoadFailed
 from aot.machine.device import choose_ordinal, current_ordinal, wait_for_device
 from aot.machine.target import Target
 from aot.model.signature import TensorSpec, dtype_named
-from aot.serving.canary import read_note, write_note
+from aot.serving.canary import answer_of, note_of, read_note, write_note
 
 SECONDS = 300  # after which it is taken for dead: a block takes some seconds
 _REMEDY = "ask its author; `aot restore` is not needed, nothing of it was loaded."
@@ -57,7 +56,7 @@ def rehearse(
     """Open and run every package in a process of its own. One that came back is remembered, for this very target, and not run again
     unless `again`. Raises LoadFailed when it did not come back, or asks for what this torch does not have; Corrupt, Missing."""
     digest = admitted.digest
-    note = guard.home / "canary" / f"{digest.hex}-{Digest.of(encode(str(here))).short}.json"
+    note = note_of(guard, digest, here)
     if not again and read_note(note) is not None:
         return
     layer = admitted.manifest.layer(PACKAGES)
@@ -79,23 +78,16 @@ def _more(names: list[str]) -> str:
 
 
 def _run(directory: Path, here: Target, environ: Mapping[str, str], what: str) -> None:
-    log = directory / "rehearsal.log"
     message = {"directory": str(directory), "device": here.device, "ordinal": current_ordinal(here.device)}
-    try:
-        with Process("rehearsal", message, log=log, environ=environ, seconds=SECONDS) as child:
-            for event in child.events():
-                if event["event"] == "done":
-                    return
-    except CodedError as error:
-        raise LoadFailed(f"{what} did not come back from a process of its own: {error.message}", remedy=_REMEDY) from error
-    raise LoadFailed(f"{what} ended a process of its own without an answer.", remedy=_REMEDY)
+    failed = f"{what} did not come back from a process of its own", f"{what} ended a process of its own without an answer.", _REMEDY
+    answer_of("rehearsal", message, log=directory / "rehearsal.log", environ=environ, seconds=SECONDS, failed=failed)
 
 
 def perform(message: Mapping[str, Any], parent: Parent) -> None:
     """What that process does: open, bind, run."""
     device = str(message["device"])
     choose_ordinal(device, message["ordinal"])
-    here = torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
+    here = device_here(device)
     for packaged in _read(Path(message["directory"]), "rehearsed").values():
         library = BorrowedLibrary(packaged, here)
         weights = [_made_up(spec) for _, spec in packaged.weights]

@@ -11,7 +11,7 @@ from aot.artifact.key import Key
 from aot.artifact.ledger import log
 from aot.cache_store.errors import CodedError, Corrupt, Missing
 from aot.cache_store.store import Entry, MendableStore, Store, read_listed
-from aot.machine.fit import PACKAGED, built_for
+from aot.machine.fit import built_for, is_packaged
 from aot.machine.target import Allow, Difference, Target, Weight
 
 _EXPLAINED = 100  # artifacts compared to explain a miss, the newest: a thousand reasons explain nothing
@@ -125,7 +125,7 @@ def _judged(
 ) -> list[Candidate]:
     found = []
     for entry in entries:
-        if entry.key.get("layout") == PACKAGED:  # others' packages, which tell nothing of a model: `serving.packages` looks at them
+        if is_packaged(entry.key):  # others' packages, which tell nothing of a model: `serving.packages` looks at them
             continue
         try:
             key = entry.key or read_listed(store, entry).key

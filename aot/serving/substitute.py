@@ -12,18 +12,17 @@ import torch
 from aot.artifact.certificate import TOLERANCE, compare, tolerance
 from aot.artifact.ledger import Ledger
 from aot.artifact.runner import Graph
-from aot.errors import Miss, Unsupported, first_line
+from aot.errors import Unsupported, first_line
 from aot.model.signature import Form, Signature, TensorSpec, dtype_named
 from aot.model.weights import WeightForms, unfit
 from aot.request.mode import Mode
-from aot.serving.dispatch import OnMiss
+from aot.serving.dispatch import GRADIENT, OnMiss
 from aot.serving.sealed import Part
 from aot.serving.surroundings import Surroundings, surroundings
 
 Place: TypeAlias = "int | torch.Tensor"  # which input of the traced graph, or what stands for one that it does not read
 Traced: TypeAlias = Callable[..., Any]
 _C: Any = torch._C  # private names, checked on torch 2.11.0, 2.13.0, 2.14.1 and 2.15.0: `_len_torch_function_stack`, `DisableTorchFunction`
-GRADIENT = "a gradient is asked for, graphs have none (call under torch.inference_mode())"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +184,7 @@ class Answer:
         self.ledger.missed(self.on_miss.sentence(self.component, reason))
         match self.on_miss:
             case OnMiss.ERROR:
-                raise Miss(f"{self.component}: {reason.rstrip('.')}.", remedy="add this call's shape to the build, or choose on_miss.")
+                raise OnMiss.as_error(self.component, reason)
             case OnMiss.EAGER:
                 return self.eager
             case OnMiss.COMPILE:

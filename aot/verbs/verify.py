@@ -9,7 +9,7 @@ from aot.artifact.kernels import kernels_of
 from aot.cache_store.fsck import check_layers
 from aot.cache_store.trust import Admitted
 from aot.errors import LoadFailed
-from aot.machine.fit import PACKAGED, built_for
+from aot.machine.fit import built_for, is_packaged
 from aot.machine.target import Target
 from aot.shipping.listing import listing, pick
 from aot.verbs.stores import local_store, machine, open_guard
@@ -49,7 +49,7 @@ def verify(artifact: str | Built, *, execute: bool = False, forget: bool = False
             kernel.fetch(anew=False)
     if execute:
         here = machine("auto", Target.of_parts(admitted.manifest.key))
-        if admitted.manifest.key.get("layout") == PACKAGED:
+        if is_packaged(admitted.manifest.key):
             _rehearse(local, admitted, here, guard)
         else:
             from aot.serving.canary import send
