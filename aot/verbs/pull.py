@@ -101,9 +101,9 @@ def _pull_one(store: Store, digest: Digest, local: LocalStore, guard: Guard, say
     with moving(f"{admitted.manifest.name} {digest.short}", admitted.manifest.size) as told:
         transfer(admitted, raw, envelope, source=store, local=local, told=told)
     for kernel in kernels_of(admitted.manifest.producer):
-        if kernel.digest:
-            kernel.fetch()
-            say(f"its graphs call {kernel.namespace}: {kernel.repository}@{kernel.revision[:12]} is here")
+        if kernel.hub:
+            kernel.hub.fetch()
+            say(f"its graphs call {kernel.namespace}: {kernel.hub.repository}@{kernel.hub.revision[:12]} is here")
     return admitted
 
 

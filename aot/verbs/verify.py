@@ -45,8 +45,8 @@ def verify(artifact: str | Built, *, execute: bool = False, forget: bool = False
     admitted = guard.policy.admit_from(local, row.digest)  # not the guard: one that ended a process can be verified too
     files, error = check_layers(local, admitted.manifest), None
     for kernel in kernels_of(admitted.manifest.producer):
-        if kernel.digest:
-            kernel.fetch(anew=False)
+        if kernel.hub:
+            kernel.hub.fetch(anew=False)
     if execute:
         here = machine("auto", Target.of_parts(admitted.manifest.key))
         if is_packaged(admitted.manifest.key):

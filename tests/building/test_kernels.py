@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,12 +15,34 @@ from pathlib import Path
 import pytest
 import torch
 
+from aot.artifact.hub_kernel import HubKernel
 from aot.artifact.kernels import Kernel, described, kernels_of
 from aot.cache_store.digest import Digest
-from aot.cache_store.errors import Malformed
+from aot.cache_store.errors import Corrupt, Malformed, Missing
 from tests.cache_store.hub_server import Hub
 
-REPO, PATH = "acme/tiny-kernels", "build/torch-cpu/tiny_scale/_tiny_scale_1a2b3c.so"
+# as one file of any repository, and as `kernels.get_kernel` has it: in a build of a repository of kernels, with Python beside it
+REPO, PATH = "acme/tiny-kernels", "native/_tiny_scale_1a2b3c.so"
+KERNELS, NAME = "acme/tiny-scale", "_tiny_scale_cpu_1a2b3c"
+TORCH = "".join(torch.__version__.split(".")[:2])
+BUILD = f"build/torch{TORCH}-cxx11-cpu-{platform.machine()}-linux"
+PYTHON = {
+    "__init__.py": "from ._ops import scaled\n",
+    "_ops.py": """
+from pathlib import Path
+import torch
+torch.ops.load_library(str(Path(__file__).parent / "_tiny_scale_1a2b3c.so"))
+
+@torch.library.register_fake("_tiny_scale_1a2b3c::scaled")
+def _like(x, by):
+    return torch.empty_like(x)
+
+def scaled(x, by):
+    return torch.ops._tiny_scale_1a2b3c.scaled(x, by)
+""",
+    "metadata.json": f'{{"id": "{NAME}", "name": "tiny-scale", "version": 1, "license": "Apache-2.0", '
+    '"python-depends": [], "backend": {"type": "cpu"}}',
+}
 
 OPERATOR = """
 #include <torch/csrc/stable/library.h>
@@ -38,7 +62,7 @@ STABLE_TORCH_LIBRARY_IMPL(_tiny_scale_1a2b3c, CPU, m) { m.impl("scaled", TORCH_B
 
 # a model whose forward calls it. Where LIBRARY is empty nothing of it is loaded: who only serves needs no line about kernels
 MODEL = """
-import os
+import os, sys
 from types import SimpleNamespace
 import torch
 from torch import nn
@@ -48,10 +72,14 @@ def like(x, by):
     return torch.empty_like(x)
 
 
-if library := os.environ.get("LIBRARY"):
+library = os.environ.get("LIBRARY")
+if library == "kernels":
+    from kernels import get_kernel
+    get_kernel("acme/tiny-scale", revision=os.environ["REVISION"], backend="cpu", trust_remote_code=True)
+elif library:
     if library == "hub":
         from huggingface_hub import hf_hub_download
-        library = hf_hub_download("acme/tiny-kernels", "build/torch-cpu/tiny_scale/_tiny_scale_1a2b3c.so", revision=os.environ["REVISION"])
+        library = hf_hub_download("acme/tiny-kernels", "native/_tiny_scale_1a2b3c.so", revision=os.environ["REVISION"])
     torch.ops.load_library(library)
     torch.library.register_fake("_tiny_scale_1a2b3c::scaled")(like)
 
@@ -62,7 +90,8 @@ class Denoiser(nn.Module):
         self.inner = nn.Sequential(nn.Linear(8, 8), nn.GELU())
 
     def forward(self, x):
-        return torch.ops._tiny_scale_1a2b3c.scaled(self.inner(x), 2.5)
+        kernel = sys.modules.get("_tiny_scale_cpu_1a2b3c", torch.ops._tiny_scale_1a2b3c)
+        return kernel.scaled(self.inner(x), 2.5)
 
 
 class Pipe(SimpleNamespace):
@@ -83,7 +112,12 @@ def make():
 X = torch.linspace(-1, 1, 16).reshape(2, 8)
 """
 
-BUILD = "import aot, custom; print(aot.build(custom.make(), lambda pipe: pipe(custom.X), gpu='cpu', name='toy', rebuild=True).digest)"
+BUILD_IT = """
+import os
+import aot, custom
+built = aot.build(custom.make(), lambda pipe: pipe(custom.X), gpu="cpu", name=os.environ["NAME"], rebuild=True)
+print(built.digest)
+"""
 SERVE = """
 import json, sys
 import aot, custom
@@ -107,6 +141,7 @@ class Host:
     def run(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """A process of its own: an operator, once registered, stays."""
         own = {"AOT_HOME": str(self.root / "home"), "AOT_LOCK": str(self.root / "aot.lock"), "HF_HOME": str(self.root / "hf")}
+        own["KERNELS_CACHE"] = str(self.root / "kernels")
         hub = {"HF_ENDPOINT": self.hub.endpoint, "HF_TOKEN": self.hub.token, "NEXFORT_GRAPH_CACHE": "1"}
         path = os.pathsep.join(filter(None, [str(self.root.parent), *sys.path]))
         environ = {**os.environ, **own, **hub, "PYTHONPATH": path, **environ}
@@ -135,72 +170,124 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def hub(place: Path) -> Iterator[Hub]:
     with Hub(place / "hub") as hub:
-        hub.create(REPO)
-        hub.create("acme/artifacts")
-        hub.write(REPO, PATH, (place / "_tiny_scale_1a2b3c.so").read_bytes())
+        library = (place / "_tiny_scale_1a2b3c.so").read_bytes()
+        for repository in (REPO, f"kernels/{KERNELS}", "acme/artifacts"):
+            hub.create(repository)
+        hub.write(REPO, PATH, library)
+        hub.write(f"kernels/{KERNELS}", f"{BUILD}/_tiny_scale_1a2b3c.so", library)
+        for name, text in PYTHON.items():
+            hub.write(f"kernels/{KERNELS}", f"{BUILD}/{name}", text.encode())
         yield hub
 
 
-@pytest.fixture(scope="module")
-def built(place: Path, hub: Hub) -> tuple[Host, str, str]:
-    """The host that built, the kernel's revision and the artifact's digest."""
-    host, revision = Host(place / "builder", hub), hub.head(REPO)
-    done = host.run("-c", BUILD, LIBRARY="hub", REVISION=revision)
+@dataclass(frozen=True, slots=True)
+class Built:
+    host: Host
+    name: str
+    environ: dict[str, str]
+    revision: str
+    digest: str
+
+    def pulled(self, root: Path) -> Host:
+        """A machine that has what `aot pull` brings, and knows of kernels only what the artifact says."""
+        host = Host(root, self.host.hub)
+        assert host.run("-m", "aot.cli.app", "lock", self.name, "--from", "hf://acme/artifacts").returncode == 0
+        done = host.run("-m", "aot.cli.app", "pull")
+        assert (done.returncode, f"@{self.revision[:12]} is here" in done.stderr) == (0, True), done.stderr
+        return host
+
+
+def built(place: Path, hub: Hub, library: str, repository: str) -> Built:
+    host, environ = Host(place / library, hub), {"LIBRARY": library, "REVISION": hub.head(repository), "NAME": f"by-{library}"}
+    done = host.run("-c", BUILD_IT, **environ)
     assert done.returncode == 0, done.stderr
-    assert host.run("-m", "aot.cli.app", "push", "toy", "hf://acme/artifacts").returncode == 0
-    return host, revision, done.stdout.splitlines()[-1]
+    assert host.run("-m", "aot.cli.app", "push", f"by-{library}", "hf://acme/artifacts").returncode == 0
+    return Built(host, f"by-{library}", environ, environ["REVISION"], done.stdout.splitlines()[-1])
 
 
-@pytest.fixture
-def server(built: tuple[Host, str, str], place: Path, tmp_path: Path) -> Host:
-    """A machine that has pulled the artifact, and knows of kernels only what that says."""
-    host = Host(place / tmp_path.name, built[0].hub)
-    assert host.run("-m", "aot.cli.app", "lock", "toy", "--from", "hf://acme/artifacts").returncode == 0
-    return host
+@pytest.fixture(scope="module")
+def of_file(place: Path, hub: Hub) -> Built:
+    return built(place, hub, "hub", REPO)
+
+
+@pytest.fixture(scope="module")
+def of_kernels(place: Path, hub: Hub) -> Built:
+    return built(place, hub, "kernels", f"kernels/{KERNELS}")
 
 
 @pytest.mark.compiles
-def test_an_artifact_names_the_kernels_repository_and_revision_and_they_are_fetched(
-    built: tuple[Host, str, str], server: Host, place: Path
-) -> None:
-    host, revision, digest = built
-    (shown,) = json.loads(host.run("-m", "aot.cli.app", "ls", "--json").stdout)
+def test_an_artifact_names_the_file_that_registers_its_operators_and_it_is_fetched(of_file: Built, place: Path, tmp_path: Path) -> None:
+    (shown,) = json.loads(of_file.host.run("-m", "aot.cli.app", "ls", "--json").stdout)
     library = Digest.of((place / "_tiny_scale_1a2b3c.so").read_bytes())
-    assert shown["producer"]["kernel _tiny_scale_1a2b3c"] == f"hf://{REPO}@{revision}/{PATH} {library} for scaled"
-    assert shown["digest"] == digest
-    pulled = server.run("-m", "aot.cli.app", "pull")
-    assert (pulled.returncode, f"{REPO}@{revision[:12]} is here" in pulled.stderr) == (0, True), pulled.stderr
-    hits, error, why = server.serve(HF_HUB_OFFLINE="1")
+    assert shown["producer"]["kernel _tiny_scale_1a2b3c"] == f"hf://{REPO}@{of_file.revision}/{PATH} {library} for scaled"
+    assert shown["digest"] == of_file.digest
+    hits, error, why = of_file.pulled(place / tmp_path.name).serve(HF_HUB_OFFLINE="1")
     assert (hits, why) == (1, "")
     assert isinstance(error, str) or error <= 1e-6  # the program itself never loaded a kernel
-    verified = server.run("-m", "aot.cli.app", "verify", "toy", "--exec", HF_HUB_OFFLINE="1")
-    assert (verified.returncode, "runs here" in verified.stdout) == (0, True), verified.stderr
-    assert host.serve(LIBRARY="hub", REVISION=revision)[0] == 1
+    assert of_file.host.serve(**of_file.environ)[0] == 1
 
 
 @pytest.mark.compiles
-def test_a_kernel_that_is_not_here_or_damaged_is_a_miss_by_name(built: tuple[Host, str, str], server: Host) -> None:
-    assert server.run("-m", "aot.cli.app", "pull").returncode == 0
-    (kernel,) = (path for path in (server.root / "hf").rglob("*.so"))
-    sound = kernel.read_bytes()
-    flipped = bytearray(sound)
-    flipped[len(sound) // 2] ^= 1
-    kernel.resolve().write_bytes(flipped)
-    hits, _, why = server.serve(HF_HUB_OFFLINE="1")
-    assert (hits, f"{REPO}@{built[1]}" in why) == (0, True), why
-    hits, _, why = server.serve()  # fetched again
+def test_a_kernel_as_the_package_kernels_has_it_is_fetched_with_its_python(of_kernels: Built, place: Path, tmp_path: Path) -> None:
+    (shown,) = json.loads(of_kernels.host.run("-m", "aot.cli.app", "ls", "--json").stdout)
+    library = Digest.of((place / "_tiny_scale_1a2b3c.so").read_bytes())
+    said = shown["producer"]["kernel _tiny_scale_1a2b3c"]
+    assert said.startswith(f"hf://kernels/{KERNELS}@{of_kernels.revision}/{BUILD}/_tiny_scale_1a2b3c.so {library} with sha256:"), said
+    server = of_kernels.pulled(place / tmp_path.name)
+    hits, error, why = server.serve(HF_HUB_OFFLINE="1")
     assert (hits, why) == (1, "")
-    kernel.unlink()
-    verified = server.run("-m", "aot.cli.app", "verify", "toy")
-    assert (verified.returncode, "is not on this machine" in verified.stderr) == (6, True), verified.stderr
+    assert not isinstance(error, str)  # its module is here, as for who asked for it
+    assert error <= 1e-6
+    hits, _, why = server.serve(**of_kernels.environ)  # who asks for it himself, before
+    assert (hits, why) == (1, "")
+    verified = server.run("-m", "aot.cli.app", "verify", of_kernels.name, "--exec", HF_HUB_OFFLINE="1")
+    assert (verified.returncode, "runs here" in verified.stdout) == (0, True), verified.stderr
 
 
 @pytest.mark.compiles
-def test_another_build_of_the_kernel_in_the_process_is_a_miss(server: Host, place: Path, tmp_path: Path) -> None:
-    assert server.run("-m", "aot.cli.app", "pull").returncode == 0
+def test_a_damaged_kernel_is_a_miss_by_name_and_fetched_again(of_kernels: Built, place: Path, tmp_path: Path) -> None:
+    server = of_kernels.pulled(place / tmp_path.name)
+    (file,) = (path for path in (server.root / "kernels").rglob("__init__.py"))
+    file.resolve().write_text("raise SystemExit('code that nobody pinned')")
+    hits, _, why = server.serve(HF_HUB_OFFLINE="1")
+    assert (hits, f"{KERNELS}@{of_kernels.revision}/{BUILD} is not the bytes" in why) == (0, True), why
+    hits, _, why = server.serve()
+    assert (hits, why) == (1, "")
+
+
+@pytest.mark.compiles
+def test_every_file_of_a_kernels_build_is_promised(of_kernels: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shown,) = json.loads(of_kernels.host.run("-m", "aot.cli.app", "ls", "--json").stdout)
+    kernel = Kernel.parse("_tiny_scale_1a2b3c", shown["producer"]["kernel _tiny_scale_1a2b3c"]).hub
+    assert kernel is not None
+    monkeypatch.setenv("KERNELS_CACHE", str(tmp_path))
+    with pytest.raises(Missing, match="is not on this machine"):
+        kernel.fetch(anew=False)
+    shutil.copytree(of_kernels.host.root / "kernels", tmp_path, symlinks=True, dirs_exist_ok=True)
+    build = kernel.fetch(anew=False).parent
+    assert kernel == HubKernel.of(build / "_tiny_scale_1a2b3c.so")
+    for name in ("_tiny_scale_1a2b3c.so", "__init__.py", "_ops.py", "metadata.json"):
+        file, sound = (build / name).resolve(), (build / name).read_bytes()
+        file.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+        with pytest.raises(Corrupt, match="not the bytes that were promised"):
+            kernel.fetch(anew=False)
+        file.unlink()
+        with pytest.raises((Corrupt, Missing)):
+            kernel.fetch(anew=False)
+        file.write_bytes(sound)
+    (build / "__pycache__").mkdir(exist_ok=True)
+    (build / "__pycache__" / "_ops.cpython-311.pyc").write_bytes(b"what Python compiled")
+    kernel.fetch(anew=False)
+    (build / "more.py").write_text("")
+    with pytest.raises(Corrupt):
+        kernel.fetch(anew=False)
+
+
+@pytest.mark.compiles
+def test_another_build_of_the_kernel_in_the_process_is_a_miss(of_file: Built, place: Path, tmp_path: Path) -> None:
     other = tmp_path / "_tiny_scale_1a2b3c.so"
     other.write_bytes((place / "_tiny_scale_1a2b3c.so").read_bytes() + b"\0")
-    hits, error, why = server.serve(LIBRARY=str(other))
+    hits, error, why = of_file.pulled(place / tmp_path.name).serve(LIBRARY=str(other))
     assert (hits, "the artifact was built with acme/tiny-kernels@" in why) == (0, True), why
     assert not isinstance(error, str)
     assert error <= 1e-6
@@ -209,7 +296,7 @@ def test_another_build_of_the_kernel_in_the_process_is_a_miss(server: Host, plac
 @pytest.mark.compiles
 def test_a_library_of_the_program_itself_is_asked_of_the_program(place: Path, hub: Hub) -> None:
     host, library = Host(place / "alone", hub), str(place / "_tiny_scale_1a2b3c.so")
-    assert host.run("-c", BUILD, LIBRARY=library).returncode == 0
+    assert host.run("-c", BUILD_IT, LIBRARY=library, NAME="toy").returncode == 0
     (shown,) = json.loads(host.run("-m", "aot.cli.app", "ls", "--json").stdout)
     assert shown["producer"]["kernel _tiny_scale_1a2b3c"] == "the program for scaled"
     assert host.serve(LIBRARY=library)[0] == 1
@@ -221,6 +308,7 @@ def test_a_library_of_the_program_itself_is_asked_of_the_program(place: Path, hu
     "text",
     [
         f"hf://acme/k@{'0' * 40}/build/x.so sha256:{'1' * 64} for a,b",
+        f"hf://kernels/acme/k@{'0' * 40}/build/torch-cpu/x.so sha256:{'1' * 64} with sha256:{'2' * 64} for a",
         "torchao==0.14.0 import torchao for dequantize",
         "the program for scaled",
     ],
@@ -230,7 +318,14 @@ def test_a_kernels_text_inverts(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "hf://acme/k@main/x.so sha256:1 for a", f"hf://acme/k@{'0' * 40}/../x.so sha256:{'1' * 64} for a", "pip install x"]
+    "text",
+    [
+        "",
+        f"hf://kernels/acme/k@{'0' * 40}/x.so sha256:{'1' * 64} with sha256:{'2' * 64} for a",
+        "hf://acme/k@main/x.so sha256:1 for a",
+        f"hf://acme/k@{'0' * 40}/../x.so sha256:{'1' * 64} for a",
+        "pip install x",
+    ],
 )
 def test_a_kernel_of_no_origin_is_malformed(text: str) -> None:
     with pytest.raises(Malformed, match="says of no origin"):

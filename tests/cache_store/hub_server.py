@@ -332,7 +332,8 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, repo: Repo, revision: str = "main") -> Answer:
         commit = repo.at(revision)
         siblings = [blob.entry(path) if "blobs" in self.query else {"rfilename": path} for path, blob in sorted(commit.files.items())]
-        told = {"id": repo.id, "modelId": repo.id, "sha": commit.sha, "lastModified": commit.date, "siblings": siblings, "tags": []}
+        id = repo.id.removeprefix("kernels/")
+        told = {"id": id, "modelId": id, "sha": commit.sha, "lastModified": commit.date, "siblings": siblings, "tags": []}
         return reply({**told, "private": repo.private, "gated": "auto" if repo.gated else False, "disabled": False})
 
     def tree(self, repo: Repo, revision: str, folder: str) -> Answer:
@@ -444,7 +445,9 @@ class Port(ThreadingHTTPServer):
 
 
 Routes = tuple[tuple[str, str, str, Callable[..., Answer]], ...]  # methods, path, access, route
-ID, REVISION, OBJECT = r"([\w.-]+/[\w.-]+)", "([^/]+)", "([0-9a-f]{64})"
+# a repository of kernels is named `kernels/ORG/NAME`, as the client's addresses do
+ID, REVISION, OBJECT = r"((?:kernels/)?[\w.-]+/[\w.-]+)", "([^/]+)", "([0-9a-f]{64})"
+API = rf"/api/(?:models/|(?=kernels/)){ID}"
 HUB: Routes = (
     ("GET", "/api/whoami-v2", "", Handler.whoami),
     ("POST", "/api/validate-yaml", "", Handler.validate_yaml),
@@ -453,15 +456,15 @@ HUB: Routes = (
     ("GET", r"/api/jobs/[\w.-]+/\w+", "", Handler.job),
     ("GET", r"/api/jobs/[\w.-]+/\w+/logs", "", Handler.job_log),
     ("POST", r"/api/jobs/[\w.-]+/\w+/cancel", "", Handler.cancel_job),
-    ("GET", f"/api/models/{ID}", "list", Handler.info),
-    ("GET", f"/api/models/{ID}/revision/{REVISION}", "list", Handler.info),
-    ("GET", f"/api/models/{ID}/tree/{REVISION}(?:/(.+))?", "list", Handler.tree),
-    ("POST", f"/api/models/{ID}/paths-info/{REVISION}", "list", Handler.paths_info),
-    ("POST", f"/api/models/{ID}/preupload/{REVISION}", "write", Handler.preupload),
-    ("POST", f"/api/models/{ID}/commit/{REVISION}", "write", Handler.commit),
-    ("GET", f"/api/models/{ID}/refs", "list", Handler.refs),
-    ("POST", f"/api/models/{ID}/tag/{REVISION}", "write", Handler.tag),
-    ("POST", f"/api/models/{ID}/branch/{REVISION}", "write", Handler.branch),
+    ("GET", API, "list", Handler.info),
+    ("GET", f"{API}/revision/{REVISION}", "list", Handler.info),
+    ("GET", f"{API}/tree/{REVISION}(?:/(.+))?", "list", Handler.tree),
+    ("POST", f"{API}/paths-info/{REVISION}", "list", Handler.paths_info),
+    ("POST", f"{API}/preupload/{REVISION}", "write", Handler.preupload),
+    ("POST", f"{API}/commit/{REVISION}", "write", Handler.commit),
+    ("GET", f"{API}/refs", "list", Handler.refs),
+    ("POST", f"{API}/tag/{REVISION}", "write", Handler.tag),
+    ("POST", f"{API}/branch/{REVISION}", "write", Handler.branch),
     ("POST", rf"/{ID}\.git/info/lfs/objects/batch", "write", Handler.batch),
     ("POST", rf"/{ID}\.git/info/lfs/verify", "write", Handler.verify),
     ("GET HEAD", f"/{ID}/resolve/{REVISION}/(.+)", "read", Handler.resolve),

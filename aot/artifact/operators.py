@@ -1,0 +1,85 @@
+"""Operators: those that a graph calls and torch does not have, and the file of this process that registered them."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+# what torch itself registers, and what its own compiler leaves to it; read in torch 2.14.1
+_TORCHS = {
+    *("aten", "prim", "prims", "inductor", "quantized", "quantized_decomposed", "_quantized", "mkldnn", "mkl", "onednn", "xnnpack"),
+    *("profiler", "c10d", "_c10d_functional", "rngprims", "static_runtime", "sparse", "symm_mem", "streams", "export", "higher_order"),
+}
+_REGISTERED = re.compile(r"^debug: registered at (.+):\d+$", re.MULTILINE)
+_INSIDE = Path(torch.__file__).parent
+_MAPS = Path("/proc/self/maps")
+
+
+def foreign(nodes: Iterable[bytes]) -> dict[str, tuple[str, ...]]:
+    """By namespace, the operators of others in what lies beside graphs (`beside`)."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for raw in nodes:
+        for node in json.loads(raw)["nodes"]:
+            namespace, _, operator = node["node"]["target"].partition("::")
+            if namespace not in _TORCHS:
+                found[namespace].add(operator.partition(".")[0])
+    return {namespace: tuple(sorted(operators)) for namespace, operators in sorted(found.items())}
+
+
+def are_here(namespace: str, operators: Iterable[str]) -> bool:
+    """Whether all are registered in this process."""
+    return all(torch._C._jit_get_schemas_for_operator(f"{namespace}::{operator}") for operator in operators)
+
+
+def registrar(namespace: str, operators: tuple[str, ...]) -> Path | None:
+    """The library or the Python file of this process that defines them, by the name under which it was loaded; None where that is not
+    known.
+
+    The dispatcher tells the line of source that registered an operator. Python's is a file of this process; of C++ the same words are
+    in the library, beside the namespace and the operators. `_dispatch_dump` and OPDEFS are private, checked on torch 2.11 to 2.15.
+    """
+    told = _REGISTERED.search(torch._C._dispatch_dump(f"{namespace}::{operators[0]}"))
+    if told is None:
+        return None
+    source = Path(told[1])
+    if source.suffix != ".py":
+        words = [told[1].encode() + b"\0", namespace.encode() + b"\0", *(operator.encode() for operator in operators)]
+        return next((library for library in libraries() if _holds(library, words)), None)
+    if source.is_relative_to(_INSIDE):  # by way of torch.library.custom_op
+        from torch._library.custom_ops import OPDEFS
+
+        definition = OPDEFS.get(f"{namespace}::{operators[0]}")
+        return Path(definition._init_fn.__code__.co_filename) if definition else None
+    return source
+
+
+def libraries() -> Iterator[Path]:
+    """Those that this process has mapped, but for torch's own: first by the names under which Python opened them, which may be links."""
+    named = [str(name) for module in [*sys.modules.values()] if str(name := getattr(module, "__file__", None)).endswith(".so")]
+    seen = set[Path]()
+    for name in [*sorted(named), *sorted(torch.ops.loaded_libraries), *_mapped()]:
+        path, resolved = Path(name), Path(name).resolve()
+        if resolved not in seen and not path.is_relative_to(_INSIDE) and path.is_file():
+            seen.add(resolved)
+            yield path
+
+
+def _mapped() -> list[str]:
+    """Linux tells of those too that others opened."""
+    with suppress(OSError):
+        return sorted({line.split(maxsplit=5)[5] for line in _MAPS.read_text().splitlines() if " r-xp " in line and "/" in line})
+    return []
+
+
+def _holds(library: Path, words: list[bytes]) -> bool:
+    with suppress(OSError, ValueError), library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as code:
+        return all(code.find(word) >= 0 for word in words)
+    return False
