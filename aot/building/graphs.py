@@ -205,7 +205,7 @@ def _compile_round(
 ) -> list[_Compiled]:
     """Compile these, several at once."""
     work = [partial(_compile_unit, plan, request, device, unit, directory / file) for unit, file in zip(units, files, strict=True)]
-    if device.type == CPU and min(at_once(device), len(work)) > 1:
+    if device.type == CPU:
         prepare_forks()
     found: dict[int, _Compiled] = {}
 

@@ -6,12 +6,14 @@ Checked on torch 2.11.0, 2.13.0 and 2.15.0: `torch._inductor.aoti_compile_and_pa
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -22,6 +24,7 @@ from aot.cache_store.errors import CodedError
 from aot.choice import choice
 from aot.compiler.mutation import mutates
 from aot.compiler.sizes import along, guards, promise
+from aot.environment import INDUCTOR_DIRECTORY
 from aot.errors import BuildFailed, Unsupported, first_line
 from aot.model.attention import lowered
 from aot.model.axes import Axes
@@ -181,10 +184,13 @@ def _inputs(module: nn.Module, configuration: Configuration) -> tuple[list[str],
 
 
 def prepare_forks() -> None:
-    """What every fork that compiles for this CPU would do again: import the compiler, and compile a probe of the CPU's vectors."""
+    """What every fork that compiles for this CPU, and every build, would do again: import the compiler, and compile a probe of each kind
+    of vectors. Their libraries stay where Inductor keeps its precompiled headers for all builds of a user: 8 s of 24 for a small graph."""
     from torch._inductor.cpu_vec_isa import pick_vec_isa  # remembers its answer
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    pick_vec_isa()
+    with mock.patch.dict(os.environ, {INDUCTOR_DIRECTORY: default_cache_dir()}):
+        pick_vec_isa()
 
 
 def jit(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
