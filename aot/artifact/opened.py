@@ -17,7 +17,8 @@ from aot.artifact.golden import Golden
 from aot.artifact.guard import Guard, open_timed
 from aot.artifact.kernels import kernels_of
 from aot.artifact.ledger import Ledger
-from aot.artifact.runner import Graph, beside, is_open
+from aot.artifact.operators import beside
+from aot.artifact.runner import Graph, is_open
 from aot.cache_store.digest import Digest
 from aot.cache_store.errors import Corrupt, Malformed, named
 from aot.cache_store.layer import materialise, verify

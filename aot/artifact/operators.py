@@ -9,7 +9,8 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 import torch
 
@@ -21,6 +22,14 @@ _TORCHS = {
 _REGISTERED = re.compile(r"^debug: registered at (.+):\d+$", re.MULTILINE)
 _INSIDE = Path(torch.__file__).parent
 _MAPS = Path("/proc/self/maps")
+
+
+P = TypeVar("P", bound=PurePath)
+
+
+def beside(library: P) -> P:
+    """Where torch's runner looks for the operators that a library leaves to torch itself, and to others; most leave none."""
+    return library.with_suffix(".json")
 
 
 def foreign(nodes: Iterable[bytes]) -> dict[str, tuple[str, ...]]:

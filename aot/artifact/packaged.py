@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from aot.artifact.cubin import architectures
 from aot.artifact.elf import Elf
+from aot.artifact.operators import beside, foreign
 from aot.artifact.wrapper import Input, Wrapper
 from aot.cache_store.errors import Malformed
 from aot.model.signature import TensorSpec
@@ -45,6 +46,7 @@ class Packaged:
 
     `torch`: the minor versions that may have made it, `2.11 or 2.12`. `isa`: the vector instructions that its CPU code was compiled with,
     in Inductor's words. `architectures`: of its GPU code. `needs`: what it asks of torch by name. `weights`: by their names in the module.
+    `operators`: those of others that it calls, by namespace.
     """
 
     device: str
@@ -57,6 +59,7 @@ class Packaged:
     call: Any  # torch's own words for the structure of a call, as JSON
     returns: Any
     needs: frozenset[str]
+    operators: dict[str, tuple[str, ...]]
     files: dict[str, bytes] = field(repr=False)  # what is needed to run it, by name
     library: str = ""
 
@@ -95,6 +98,7 @@ class Packaged:
             call=wrapper.call,
             returns=wrapper.returns,
             needs=elf.needs,
+            operators=_operators_of(files, library),
             files=kept,
             library=library,
         )
@@ -123,6 +127,15 @@ def _members(package: bytes) -> dict[str, bytes]:
     if unsafe := [name for name, _ in named if not re.fullmatch(r"[A-Za-z0-9._+=@-]+", name)]:
         raise Malformed(f"it has a file of the name {unsafe[0]!r}.")
     return dict(named)
+
+
+def _operators_of(files: dict[str, bytes], library: str) -> dict[str, tuple[str, ...]]:
+    """Raises Malformed."""
+    nodes = files.get(beside(PurePosixPath(library)).name)
+    try:
+        return foreign([nodes] if nodes else [])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Malformed("it does not say in JSON which operators it calls.") from error
 
 
 def _about(files: dict[str, bytes], stem: str) -> dict[str, Any]:

@@ -28,11 +28,6 @@ from aot.model.writes import SAME, give_back
 _CHECK_INPUTS = "AOTI_RUNTIME_CHECK_INPUTS"
 
 
-def beside(library: Path) -> Path:
-    """Where torch's runner looks for the operators that a library leaves to torch itself; most leave none."""
-    return library.with_suffix(".json")
-
-
 class Library:
     """One library of compiled code in this process: opened once however often it is loaded, and kept."""
 

@@ -20,10 +20,11 @@ from aot.artifact.book import FILE, Book, GraphEntry, Kind
 from aot.artifact.cubin import architectures
 from aot.artifact.golden import FILE as GOLDEN
 from aot.artifact.golden import Golden
-from aot.artifact.kernels import described
+from aot.artifact.kernels import described, kernels_of
 from aot.artifact.opened import SPACES
+from aot.artifact.operators import beside
 from aot.artifact.promise import holds
-from aot.artifact.runner import Graph, beside
+from aot.artifact.runner import Graph
 from aot.building.check import Measured, check_alone, check_graphs, timed
 from aot.building.compiling import at_once, configuration, tensors_for
 from aot.building.plan import Plan, Unit, along_axes
@@ -45,6 +46,7 @@ from aot.model.slots import is_slot
 from aot.model.weights import LiveWeights
 from aot.request.compilation import Compilation
 from aot.serving.standin import Compiled
+from aot.shipping.spaces import about
 
 Planned: TypeAlias = Callable[[Device], Plan]
 
@@ -118,7 +120,8 @@ def _packages(
     def told(folder: str, seconds: float | None) -> None:
         _tell(parent, Stage(f"compile {folder} for Spaces", seconds))
 
-    measured["package_s"] = found.compile(request, device, beside, told, plan.key)
+    config = partial(about, plan.key, kernels=kernels_of(_kernels(book, directory)))
+    measured["package_s"] = found.compile(request, device, beside, told, config)
     measured["packages"] = {folder: unit.component for folder, unit in found.units.items()}
     return found.graphs(book, beside)
 

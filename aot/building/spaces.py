@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import nn
 
 from aot.artifact.book import Book, GraphEntry
-from aot.artifact.key import Key
 from aot.building.compiling import at_once, configuration, tensors_for
 from aot.building.plan import Plan, Unit
 from aot.cache_store.digest import Digest
@@ -30,9 +30,10 @@ from aot.model.convention import Convention, Written
 from aot.model.signature import Signature
 from aot.model.writes import SAME, Results
 from aot.request.compilation import Compilation
-from aot.shipping.spaces import CONFIG, PACKAGE, about
+from aot.shipping.spaces import CONFIG, PACKAGE
 
 ROOT = "package/root"
+Config: TypeAlias = Callable[[dict[str, str]], bytes]  # of the calls that the package in each folder serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class Packages:
                 )
 
     def compile(
-        self, request: Compilation, device: Device, directory: Path, told: Callable[[str, float | None], None], key: Key
+        self, request: Compilation, device: Device, directory: Path, told: Callable[[str, float | None], None], config: Config
     ) -> dict[str, float]:
         """Compile each into the directory, beside what they are for; returns the seconds that each took."""
         folders = list(self.units)
@@ -99,7 +100,7 @@ class Packages:
             seconds[folders[place]] = took
             told(folders[place], took)
         calls = {folder: str(unit.dynamic or unit.signature) for folder, unit in self.units.items()}
-        (directory / CONFIG).write_bytes(about(key, calls))
+        (directory / CONFIG).write_bytes(config(calls))
         return seconds
 
     def _compile(self, folder: str, request: Compilation, device: Device, package: Path) -> float:

@@ -18,8 +18,8 @@ from unittest import mock
 import torch
 from torch import nn
 
+from aot.artifact.operators import beside
 from aot.artifact.promise import Promise
-from aot.artifact.runner import beside
 from aot.cache_store.errors import CodedError
 from aot.choice import choice
 from aot.compiler.mutation import mutates

@@ -69,18 +69,18 @@ def enter(wanted: Collection[str], *, own: bool) -> None:
     fetched from the Hub, and run.
     """
     for name in wanted:
-        if name == active():
+        if name == active() == NATIVE:
             continue
         from diffusers.models import attention_dispatch as dispatch
 
         choice(name, known=[one.value for one in dispatch.AttentionBackendName], field="attention backend")
         backend = dispatch.AttentionBackendName(name)
-        if backend in dispatch._HUB_KERNELS_REGISTRY and not own:
+        if backend in dispatch._HUB_KERNELS_REGISTRY and not own and name != active():
             raise Unsupported(
                 f"it was recorded with the attention backend {name}, whose kernels are fetched from the Hub and run.",
                 remedy=f"set {_VARIABLE}={name} for this build, if that is meant.",
             )
-        dispatch._maybe_download_kernel_for_backend(backend)
+        dispatch._maybe_download_kernel_for_backend(backend)  # which the variable alone does not do
         dispatch._AttentionBackendRegistry.set_active_backend(backend)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from aot.artifact.kernels import Kernel
 from aot.artifact.key import Key
 from aot.errors import BadInput
 
@@ -24,10 +25,14 @@ _MAX_CONFIG = 256 << 10  # bytes
 _VARIANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-def about(key: Key, calls: Mapping[str, str]) -> bytes:
-    """The config: what the package in each folder is for, and which calls it serves."""
+def about(key: Key, calls: Mapping[str, str], kernels: Collection[Kernel] = ()) -> bytes:
+    """The config: what the package in each folder is for, and which calls it serves; the kernels of the Hub whose operators they call,
+    which `spaces` loads before them; and the operators of others that a Space itself must have."""
     told = {"key": str(key.digest), **{name: key.parts[name] for name in (*_SAME, *_ALSO_TOLD) if name in key.parts}}
-    return _encode({_OWN: {folder: {**told, "calls": served} for folder, served in calls.items()}})
+    asked = [{"repo_id": kernel.hub.repository, "revision": kernel.hub.revision} for kernel in kernels if kernel.hub]
+    if left := sorted(f"{kernel.namespace}: {kernel}" for kernel in kernels if not kernel.hub):
+        told["operators"] = "; ".join(left)
+    return _encode({_OWN: {folder: {**told, "calls": served} for folder, served in calls.items()}, **({_KERNELS: asked} if asked else {})})
 
 
 class Root(Protocol):
@@ -53,7 +58,11 @@ def at_root(root: Root, folder: Path, variant: str, *, replace: bool) -> dict[st
     if not replace:
         _check(root, config, there, {_named(Path(name, PACKAGE), variant): (name, told) for name, told in ours[_OWN].items()})
     known = there.get(_OWN)
-    return {**packages, config: _encode({**there, _OWN: {**(known if isinstance(known, dict) else {}), **ours[_OWN]}})}
+    merged = {**there, _OWN: {**(known if isinstance(known, dict) else {}), **ours[_OWN]}}
+    if asked := ours.get(_KERNELS):
+        named = {kernel["repo_id"] for kernel in asked}
+        merged[_KERNELS] = [*(kernel for kernel in there.get(_KERNELS) or [] if kernel.get("repo_id") not in named), *asked]
+    return {**packages, config: _encode(merged)}
 
 
 def _named(path: Path, variant: str) -> str:

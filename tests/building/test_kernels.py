@@ -115,7 +115,9 @@ X = torch.linspace(-1, 1, 16).reshape(2, 8)
 BUILD_IT = """
 import os
 import aot, custom
-built = aot.build(custom.make(), lambda pipe: pipe(custom.X), gpu="cpu", name=os.environ["NAME"], rebuild=True)
+call = lambda pipe: pipe(custom.X)
+spaces = {"layout": "spaces", "scope": "whole"} if os.environ["LIBRARY"] == "kernels" else {}
+built = aot.build(custom.make(), call, gpu="cpu", name=os.environ["NAME"], rebuild=True, **spaces)
 print(built.digest)
 """
 SERVE = """
@@ -127,6 +129,34 @@ aot.compile_pipe(pipe, on_miss="eager")
 try:
     error = float((pipe(custom.X) - 2.5 * inner(custom.X)).abs().max())
 except AttributeError as raised:  # eager has no such operator either
+    error = str(raised)
+account = aot.stats()[-1]
+print(json.dumps([sum(account["hits"].values()), error, " ".join([*account["misses"], *account["unserved"].values()])]))
+"""
+
+
+# a package of the same, of somebody who has nothing but torch and spaces, and what is served by it
+AUTHOR = """
+import sys
+from pathlib import Path
+import torch
+from spaces.zero.torch.aoti import aoti_compile_and_save
+import custom
+folder = Path(sys.argv[1])
+with torch.no_grad():
+    aoti_compile_and_save(folder / "package", torch.export.export(custom.make().transformer, (custom.X,)))
+"""
+BORROW = """
+import json, sys
+import aot, custom
+aot.lock(sys.argv[1])
+aot.pull()
+pipe = custom.make()
+inner = pipe.transformer.inner
+aot.compile_pipe(pipe, on_miss="eager")
+try:
+    error = float((pipe(custom.X) - 2.5 * inner(custom.X)).abs().max())
+except AttributeError as raised:
     error = str(raised)
 account = aot.stats()[-1]
 print(json.dumps([sum(account["hits"].values()), error, " ".join([*account["misses"], *account["unserved"].values()])]))
@@ -147,8 +177,8 @@ class Host:
         environ = {**os.environ, **own, **hub, "PYTHONPATH": path, **environ}
         return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environ)
 
-    def serve(self, **environ: str) -> tuple[int, float | str, str]:
-        done = self.run("-c", SERVE, **environ)
+    def serve(self, script: str = SERVE, *words: str, **environ: str) -> tuple[int, float | str, str]:
+        done = self.run("-c", script, *words, **environ)
         assert done.returncode == 0, done.stderr
         hits, error, why = json.loads(done.stdout.splitlines()[-1])
         return hits, error, why
@@ -245,6 +275,23 @@ def test_a_kernel_as_the_package_kernels_has_it_is_fetched_with_its_python(of_ke
 
 
 @pytest.mark.compiles
+def test_a_space_is_told_of_the_kernels_that_its_packages_call(of_kernels: Built, place: Path, tmp_path: Path) -> None:
+    """By the config that `spaces` reads; and packages of strangers, which do not say whose they are, ask the process for them."""
+    hub = of_kernels.host.hub
+    assert json.loads(hub.read("acme/artifacts", "config.json"))["kernels"] == [{"repo_id": KERNELS, "revision": of_kernels.revision}]
+    host = Host(place / tmp_path.name, hub)
+    done = host.run("-c", AUTHOR, str(tmp_path / "packages"), CXXFLAGS="-O0", **of_kernels.environ)
+    assert done.returncode == 0, done.stderr
+    hits, error, why = host.serve(BORROW, str(tmp_path / "packages"), **of_kernels.environ)
+    assert not why
+    assert not isinstance(error, str)
+    assert (hits, error <= 1e-6) == (1, True)
+    other = Host(place / f"{tmp_path.name}-other", hub)
+    hits, _, why = other.serve(BORROW, str(tmp_path / "packages"))
+    assert (hits, "calls _tiny_scale_1a2b3c::scaled, which nothing has registered" in why) == (0, True), why
+
+
+@pytest.mark.compiles
 def test_a_damaged_kernel_is_a_miss_by_name_and_fetched_again(of_kernels: Built, place: Path, tmp_path: Path) -> None:
     server = of_kernels.pulled(place / tmp_path.name)
     (file,) = (path for path in (server.root / "kernels").rglob("__init__.py"))
@@ -291,6 +338,27 @@ def test_another_build_of_the_kernel_in_the_process_is_a_miss(of_file: Built, pl
     assert (hits, "the artifact was built with acme/tiny-kernels@" in why) == (0, True), why
     assert not isinstance(error, str)
     assert error <= 1e-6
+
+
+FETCHED = """
+from diffusers.models import attention_dispatch as dispatch
+from aot.model.attention import active, enter
+backend = dispatch.AttentionBackendName.SAGE_HUB
+dispatch._HUB_KERNELS_REGISTRY[backend] = dispatch._HubKernelConfig("acme/any-scale", "scaled", version=1)
+enter((active(),), own=False)
+print(active(), dispatch._HUB_KERNELS_REGISTRY[backend].kernel_fn.__module__)
+"""
+
+
+def test_a_backend_of_the_hub_that_only_the_variable_names_is_fetched(hub: Hub, place: Path) -> None:
+    repository = "kernels/acme/any-scale"  # a build for whatever torch is for
+    hub.create(repository)
+    hub.write(repository, "build/torch-universal/_tiny_scale_1a2b3c.so", (place / "_tiny_scale_1a2b3c.so").read_bytes())
+    for name, text in PYTHON.items():
+        hub.write(repository, f"build/torch-universal/{name}", text.encode())
+    hub.repos[repository].branches["v1"] = hub.head(repository)
+    done = Host(place / "variable", hub).run("-c", FETCHED, DIFFUSERS_ATTN_BACKEND="sage_hub", DIFFUSERS_TRUST_REMOTE_KERNELS="true")
+    assert done.stdout == f"sage_hub {NAME}._ops\n", done.stderr
 
 
 @pytest.mark.compiles
