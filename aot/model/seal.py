@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterable, Iterator
-from operator import attrgetter, contains, getitem, itemgetter
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter, contains, getitem, is_, itemgetter
 from typing import Any
 
 import torch
 from torch import nn
+from torch._C._dynamo.guards import dict_version  # checked on torch 2.11.0, 2.13.0 and 2.15.0; imports no compiler
 
 from aot.model.fingerprint import HOOKS
 from aot.model.functions import functions_in, stands_at
@@ -20,13 +21,15 @@ from aot.model.words import Met
 _of_function = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 _children = itemgetter("_modules")
 _of_cell = attrgetter("cell_contents")
+_attributes: Callable[[Any], dict[str, Any]] = vars  # of instances, whose is no proxy
 
 
 class Seal:
     """What was seen of a module, of the objects it keeps and of the code that was traced; `holds()` looks again.
 
-    Everything is compared by identity first, in a few passes in C: lists of dicts with copies of them. It says that something
-    changed and not what: the fingerprint and the traced code do, and may find that nothing of theirs did.
+    Everything is compared in a few passes in C: dicts by the number that Python gives each of their states, and where that is another
+    by their contents. It says that something changed and not what: the fingerprint and the traced code do, and may find that nothing of
+    theirs did.
     """
 
     __slots__ = ("_checks",)
@@ -44,15 +47,15 @@ class Seal:
         values = [space[name] for space, name in places]
         functions = [*met.functions, *_functions(code)]
         owners = [*modules, *(found for found in met.objects if hasattr(found, "__dict__"))]
-        spaces = [*map(vars, owners), *(layer._modules for layer in around)]
-        dicts = [*spaces, *filter(None, [*trees, *hooks]), *_of_kind(dict, [*met.dicts, *values])]
+        dicts = [*(layer._modules for layer in around), *filter(None, [*trees, *hooks]), *_of_kind(dict, [*met.dicts, *values])]
         sequences = [*met.sequences, *_of_kind((list, set), values)]
         cells = [cell for function in functions for cell in function.__closure__ or () if cell != types.CellType()]
+        weights = [held for child in modules for held in (child._parameters, child._buffers)]
+        orders = _Orders([vars(child) for child in modules if len(child._modules) > 1])
         self._checks = (
-            _Same(types=[*modules, *met.objects], dicts=dicts, sequences=sequences),
-            _Orders([vars(child) for child in modules if len(child._modules) > 1]),
-            _None([found for found in [*hooks, *trees] if not found]),
-            _Lengths([d for child in modules for d in (child._parameters, child._buffers)]),
+            _Same(types=[*modules, *met.objects], owners=owners, dicts=dicts, orders=orders, sequences=sequences),
+            _None([found for found in [*hooks, *trees, *weights] if not found]),
+            _Lengths(list(filter(None, weights))),
             _Code(functions, cells, places, [vars(base) for kind in kinds for base in kind.__mro__[:-1]], kinds),
             _Kept(met.tensors, met.slots),
         )
@@ -63,20 +66,6 @@ class Seal:
             return all(check.holds() for check in self._checks)
         except Exception:  # noqa: BLE001 - whatever a changed thing answers when it is compared is no equality
             return False
-
-
-class _Same:
-    """Classes and contents. A module's dict of children or weights that was replaced by an equal one is seen once it is not."""
-
-    __slots__ = ("_copies", "_dicts", "_items", "_sequences", "_things", "_types")
-
-    def __init__(self, *, types: list[Any], dicts: list[Any], sequences: list[Any]) -> None:
-        self._things, self._types = types, list(map(type, types))
-        self._dicts, self._copies = dicts, [dict(found) for found in dicts]
-        self._sequences, self._items = sequences, [found.copy() for found in sequences]
-
-    def holds(self) -> bool:
-        return self._dicts == self._copies and list(map(type, self._things)) == self._types and self._sequences == self._items
 
 
 class _Orders:
@@ -95,8 +84,48 @@ class _Orders:
         return self._now(self._owners) == self._keys
 
 
+class _Same:
+    """Classes and contents, dicts in their order. A module's dict of children or weights that was replaced by an equal one is seen once
+    it is not."""
+
+    __slots__ = ("_copies", "_dicts", "_items", "_orders", "_owners", "_sequences", "_things", "_types", "_versions")
+
+    def __init__(self, *, types: list[Any], owners: list[Any], dicts: list[Any], orders: _Orders, sequences: list[Any]) -> None:
+        """`owners`: things whose own attributes are compared. `orders`: of children, where what holds them was written to."""
+        self._things, self._types = types, list(map(type, types))
+        self._owners, self._dicts, self._orders = owners, dicts, orders
+        self._versions = self._now()
+        self._copies = [dict(found) for found in self._all()]
+        self._sequences, self._items = sequences, [found.copy() for found in sequences]
+
+    def _all(self) -> list[dict[Any, Any]]:
+        return [*map(_attributes, self._owners), *self._dicts]
+
+    def _now(self) -> list[int]:
+        """A number for each state of each dict: no two states of any have the same one, nor have two dicts."""
+        return [*map(dict_version, map(_attributes, self._owners)), *map(dict_version, self._dicts)]
+
+    def holds(self) -> bool:
+        now = self._now()
+        same = now == self._versions or self._equal(now)
+        return same and list(map(type, self._things)) == self._types and self._sequences == self._items
+
+    def _equal(self, now: list[int]) -> bool:
+        """Whether those that were written to came to the same; a next look knows of those that hold the very same things: an equal one
+        may change by itself."""
+        every = self._all()
+        for place, (version, before) in enumerate(zip(now, self._versions, strict=True)):
+            if version != before:
+                found, copy = every[place], self._copies[place]
+                if found != copy or list(found) != list(copy):
+                    return False
+                if all(map(is_, found.values(), map(copy.__getitem__, found))):
+                    self._versions[place] = version
+        return self._orders.holds()
+
+
 class _None:
-    """Hooks, and children of leaves: of both there are none, but for the hooks of a collector."""
+    """Hooks, children of leaves, weights of most others: of all there are none, but for the hooks of a collector."""
 
     __slots__ = ("_empty",)
 
@@ -108,7 +137,7 @@ class _None:
 
 
 class _Lengths:
-    """How many weights each module has: which they are is looked up at every call."""
+    """How many weights each module has that has any: which they are is looked up at every call."""
 
     __slots__ = ("_dicts", "_lengths")
 

@@ -30,7 +30,7 @@ class Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Sequential(nn.Linear(2, 2), nn.SiLU())
-        self.table, self.sizes, self.known = {"a": [1.0]}, [1, 2], {1, 2}
+        self.table, self.sizes, self.known = {"a": [1.0], "b": 2}, [1, 2], {1, 2}
         self.kept, self.settings = torch.ones(2), _Settings()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -47,7 +47,8 @@ CODE = TracedCode.of(_codes, MODEL)
 
 
 def _swap(children: dict[str, Any]) -> None:
-    children["0"] = children.pop("0")
+    first = next(iter(children))
+    children[first] = children.pop(first)
 
 
 def _recoded(stack: ExitStack) -> None:
@@ -72,6 +73,8 @@ CHANGES: dict[str, Callable[[Any, ExitStack], object]] = {
     "one more weight": lambda layer, _: layer.inner[1].register_buffer("extra", None),
     "a kept tensor's numbers": lambda layer, _: layer.kept.add_(1),
     "a kept tensor's memory": lambda layer, _: setattr(layer.kept, "data", torch.zeros(2)),
+    "the order of a dict": lambda layer, _: _swap(layer.table),
+    "all attributes": lambda layer, _: setattr(layer.inner, "__dict__", {**vars(layer.inner), "training": True}),
     "training": lambda layer, _: layer.inner[1].train(),
     "a method": lambda _, stack: stack.enter_context(mock.patch.object(Layer, "scaled", lambda self, x: x)),
     "a class' attribute": lambda _, stack: stack.enter_context(mock.patch.object(Layer, "slope", 2.0)),
@@ -104,6 +107,23 @@ def test_it_holds_again_when_it_was_put_back_and_weights_are_free() -> None:
     assert not seal.holds()
     layer[1] = plain
     assert seal.holds()
+
+
+def test_an_equal_dict_in_the_place_of_another_is_looked_into_from_then_on() -> None:
+    model = copy.deepcopy(MODEL)
+    seal = Seal(model, Fingerprint.of(model).met, CODE)
+    layer: Any = model[0]
+    layer.table = copy.deepcopy(layer.table)
+    layer.inner._modules = dict(layer.inner._modules)
+    layer.inner.__dict__ = dict(vars(layer.inner))
+    for _ in range(2):
+        assert seal.holds()
+    layer.table["b"] = 3
+    assert not seal.holds()
+    layer.table["b"] = 2
+    assert seal.holds()
+    layer.inner[1] = nn.ReLU()
+    assert not seal.holds()
 
 
 def test_what_cannot_be_compared_breaks_it() -> None:
