@@ -29,7 +29,7 @@ import torch
 
 import aot
 from aot.artifact.certificate import compare, tolerance
-from aot.artifact.opened import GRAPH
+from aot.artifact.kinds import GRAPH
 from aot.benchmark.bench import bench
 from aot.benchmark.measurement import COMPARED, Measurement, Way
 from aot.building.recorded import make_plan, prepare

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-import torch
-
 from aot.artifact.operators import libraries
 from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest
@@ -113,6 +111,8 @@ class HubKernel:
 
     def load(self) -> None:
         """Have its operators in this process. Raises LoadFailed, Corrupt, Missing, Unreachable, before anything of it is run."""
+        import torch
+
         path = self.fetch()
         try:
             if not self._import(path) and path.suffix == ".so":

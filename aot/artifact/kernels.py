@@ -2,7 +2,8 @@
 
 An operator is called through torch's dispatcher, by name: the library or package that registers it must be there. One of a repository
 of the Hub (`kernels.get_kernel`, which diffusers' attention backends use) is named by repository, revision and digest, and fetched;
-one of an installed distribution by its version, and imported; any other must have been registered by the program itself.
+one of an installed distribution by its version, and imported; any other must have been registered by the program itself. Reading which
+an artifact needs, and fetching them, imports no torch.
 """
 
 from __future__ import annotations

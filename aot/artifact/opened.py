@@ -16,6 +16,7 @@ from aot.artifact.golden import FILE as GOLDEN
 from aot.artifact.golden import Golden
 from aot.artifact.guard import Guard, open_timed
 from aot.artifact.kernels import kernels_of
+from aot.artifact.kinds import GRAPH
 from aot.artifact.ledger import Ledger
 from aot.artifact.operators import beside
 from aot.artifact.runner import Graph, is_open
@@ -27,9 +28,6 @@ from aot.cache_store.patience import LOAD_SECONDS, Deadline
 from aot.cache_store.store import Store
 from aot.cache_store.trust import Admitted
 from aot.request.mode import Mode
-
-# the kinds of layer; `spaces` is for others to load, `packages` is what others made
-GRAPH, CACHE, SPACES, PACKAGES = "graph", "cache", "spaces", "packages"
 
 
 def open_graphs(

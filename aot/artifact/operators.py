@@ -1,4 +1,7 @@
-"""Operators: those that a graph calls and torch does not have, and the file of this process that registered them."""
+"""Operators: those that a graph calls and torch does not have, and the file of this process that registered them.
+
+Imports torch only to look at the process: who pulls and verifies reads names of kernels without it.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,12 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import TypeVar
 
-import torch
-
 # what torch itself registers, and what its own compiler leaves to it; read in torch 2.14.1
 _TORCHS = {
     *("aten", "prim", "prims", "inductor", "quantized", "quantized_decomposed", "_quantized", "mkldnn", "mkl", "onednn", "xnnpack"),
     *("profiler", "c10d", "_c10d_functional", "rngprims", "static_runtime", "sparse", "symm_mem", "streams", "export", "higher_order"),
 }
 _REGISTERED = re.compile(r"^debug: registered at (.+):\d+$", re.MULTILINE)
-_INSIDE = Path(torch.__file__).parent
 _MAPS = Path("/proc/self/maps")
 
 
@@ -45,6 +45,8 @@ def foreign(nodes: Iterable[bytes]) -> dict[str, tuple[str, ...]]:
 
 def are_here(namespace: str, operators: Iterable[str]) -> bool:
     """Whether all are registered in this process."""
+    import torch
+
     return all(torch._C._jit_get_schemas_for_operator(f"{namespace}::{operator}") for operator in operators)
 
 
@@ -55,6 +57,8 @@ def registrar(namespace: str, operators: tuple[str, ...]) -> Path | None:
     The dispatcher tells the line of source that registered an operator. Python's is a file of this process; of C++ the same words are
     in the library, beside the namespace and the operators. `_dispatch_dump` and OPDEFS are private, checked on torch 2.11 to 2.15.
     """
+    import torch
+
     told = _REGISTERED.search(torch._C._dispatch_dump(f"{namespace}::{operators[0]}"))
     if told is None:
         return None
@@ -62,7 +66,7 @@ def registrar(namespace: str, operators: tuple[str, ...]) -> Path | None:
     if source.suffix != ".py":
         words = [told[1].encode() + b"\0", namespace.encode() + b"\0", *(operator.encode() for operator in operators)]
         return next((library for library in libraries() if _holds(library, words)), None)
-    if source.is_relative_to(_INSIDE):  # by way of torch.library.custom_op
+    if source.is_relative_to(Path(torch.__file__).parent):  # by way of torch.library.custom_op
         from torch._library.custom_ops import OPDEFS
 
         definition = OPDEFS.get(f"{namespace}::{operators[0]}")
@@ -72,11 +76,13 @@ def registrar(namespace: str, operators: tuple[str, ...]) -> Path | None:
 
 def libraries() -> Iterator[Path]:
     """Those that this process has mapped, but for torch's own: first by the names under which Python opened them, which may be links."""
+    import torch
+
     named = [str(name) for module in [*sys.modules.values()] if str(name := getattr(module, "__file__", None)).endswith(".so")]
     seen = set[Path]()
     for name in [*sorted(named), *sorted(torch.ops.loaded_libraries), *_mapped()]:
         path, resolved = Path(name), Path(name).resolve()
-        if resolved not in seen and not path.is_relative_to(_INSIDE) and path.is_file():
+        if resolved not in seen and not path.is_relative_to(Path(torch.__file__).parent) and path.is_file():
             seen.add(resolved)
             yield path
 

@@ -18,13 +18,12 @@ from typing import Any, Self
 
 from aot.artifact.cubin import architectures
 from aot.artifact.elf import Elf
+from aot.artifact.kinds import MAX_PACKAGE
 from aot.artifact.operators import beside, foreign
 from aot.artifact.wrapper import Input, Wrapper
 from aot.cache_store.errors import Malformed
 from aot.model.signature import TensorSpec
 
-PACKAGE = "package.pt2"
-MAX_PACKAGE = 512 << 20  # bytes; those of whole denoisers are of some megabytes
 _MAX_UNPACKED = 1 << 30  # bytes
 _FOLDER = "data/aotinductor"
 _LIBRARY, _SOURCE, _ABOUT, _CUBIN = (".wrapper.so", ".so"), (".wrapper.cpp", ".cpp"), "_metadata.json", ".cubin"

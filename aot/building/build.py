@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from aot.artifact.key import Key
-from aot.artifact.opened import CACHE, GRAPH, SPACES
+from aot.artifact.kinds import CACHE, GRAPH, SPACES
 from aot.building.estimate import expected_seconds
 from aot.cache_store.digest import Digest
 from aot.cache_store.layer import pack

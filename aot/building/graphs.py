@@ -21,7 +21,7 @@ from aot.artifact.cubin import architectures
 from aot.artifact.golden import FILE as GOLDEN
 from aot.artifact.golden import Golden
 from aot.artifact.kernels import described, kernels_of
-from aot.artifact.opened import SPACES
+from aot.artifact.kinds import SPACES
 from aot.artifact.operators import beside
 from aot.artifact.promise import holds
 from aot.artifact.runner import Graph

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from aot.artifact.book import Book, GraphEntry
+from aot.artifact.kinds import PACKAGE
 from aot.building.compiling import at_once, configuration, tensors_for
 from aot.building.plan import Plan, Unit
 from aot.cache_store.digest import Digest
@@ -30,7 +31,7 @@ from aot.model.convention import Convention, Written
 from aot.model.signature import Signature
 from aot.model.writes import SAME, Results
 from aot.request.compilation import Compilation
-from aot.shipping.spaces import CONFIG, PACKAGE
+from aot.shipping.spaces import CONFIG
 
 ROOT = "package/root"
 Config: TypeAlias = Callable[[dict[str, str]], bytes]  # of the calls that the package in each folder serves

@@ -15,8 +15,9 @@ from aot.artifact.certificate import golden_tolerance
 from aot.artifact.golden import FILE, Golden
 from aot.artifact.guard import Guard
 from aot.artifact.kernels import kernels_of
+from aot.artifact.kinds import GRAPH
 from aot.artifact.ledger import Ledger
-from aot.artifact.opened import GRAPH, run_directory, unpack
+from aot.artifact.opened import run_directory, unpack
 from aot.artifact.runner import Graph
 from aot.cache_store.canonical import encode
 from aot.cache_store.digest import Digest

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from aot.artifact.kinds import CACHE
 from aot.artifact.ledger import Ledger, log
-from aot.artifact.opened import CACHE, unpack
+from aot.artifact.opened import unpack
 from aot.cache_store.errors import CodedError
 from aot.cache_store.store import Store
 from aot.cache_store.trust import Admitted

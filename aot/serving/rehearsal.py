@@ -13,10 +13,11 @@ import torch
 from aot.artifact.borrowed import BorrowedLibrary, unanswered
 from aot.artifact.guard import Guard
 from aot.artifact.kernels import Installed
+from aot.artifact.kinds import PACKAGE, PACKAGES
 from aot.artifact.ledger import Ledger
-from aot.artifact.opened import PACKAGES, run_directory, unpack
+from aot.artifact.opened import run_directory, unpack
 from aot.artifact.operators import are_here, registrar
-from aot.artifact.packaged import PACKAGE, Packaged
+from aot.artifact.packaged import Packaged
 from aot.artifact.runner import device_here
 from aot.cache_store.errors import Corrupt, Malformed
 from aot.cache_store.store import Store

@@ -15,10 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
-from aot.artifact.opened import PACKAGES
-from aot.artifact.packaged import MAX_PACKAGE, PACKAGE, Packaged
+from aot.artifact.kinds import MAX_PACKAGE, PACKAGE, PACKAGES
 from aot.cache_store.digest import Digest
 from aot.cache_store.errors import Malformed, Missing, named
 from aot.cache_store.history import Sequenced
@@ -26,6 +25,9 @@ from aot.cache_store.layer import pack_stored
 from aot.cache_store.manifest import FileEntry, Layer, Manifest
 from aot.cache_store.store import EVERYTHING, Entry, Ref, Store, missing_blob, missing_manifest, names_in
 from aot.machine.fit import OR, PACKAGED
+
+if TYPE_CHECKING:
+    from aot.artifact.packaged import Packaged
 
 log = logging.getLogger("aot")
 
@@ -117,6 +119,8 @@ class PackagesStore:
         return {Digest.of(one.raw): one for one in sets}
 
     def _read(self, variant: str, places: Mapping[str, str]) -> _Set:
+        from aot.artifact.packaged import Packaged  # imports torch, which listing our own artifacts does without
+
         raw, read = dict[str, bytes](), dict[str, Packaged]()
         for place, path in places.items():
             data = self._root.read_long(path, limit=MAX_PACKAGE)

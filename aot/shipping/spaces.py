@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 from aot.artifact.kernels import Kernel
 from aot.artifact.key import Key
+from aot.artifact.kinds import PACKAGE
 from aot.errors import BadInput
 
-CONFIG, PACKAGE = "config.json", "package.pt2"
+CONFIG = "config.json"
 # in what packages must be alike to take each other's place: a newer build of the same
 _SAME = ("recipe", "variant", "target.sku", "target.torch", "mode", "options", "calls")
 _ALSO_TOLD = ("target.arch", "target.cuda", "target.triton", "target.diffusers")

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from aot.artifact.ledger import Ledger
-from aot.artifact.opened import SPACES, run_directory, unpack
+from aot.artifact.kinds import SPACES
 from aot.cache_store.hub import Beside, HubStore
 from aot.cache_store.signing import SigningKey
 from aot.cache_store.transfer import push as transfer
@@ -78,6 +77,9 @@ def _beside(local: LocalStore, admitted: Admitted, variant: str, *, replace: boo
     if layer is None:
         yield lambda _: {}
         return
+    from aot.artifact.ledger import Ledger
+    from aot.artifact.opened import run_directory, unpack
+
     with run_directory("aot-spaces-") as folder:
         unpack(local, admitted, layer=layer, into=folder, ledger=Ledger())
         yield lambda root: at_root(root, folder, variant, replace=replace)

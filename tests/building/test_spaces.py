@@ -20,6 +20,7 @@ from torch import nn
 import aot
 from aot.artifact.certificate import compare
 from aot.artifact.cubin import architectures
+from aot.artifact.kinds import PACKAGE as FILE
 from aot.artifact.ledger import Ledger
 from aot.artifact.opened import unpack
 from aot.building.build import Built
@@ -27,7 +28,6 @@ from aot.compiler.inductor import Configuration
 from aot.compiler.package import compile_package
 from aot.errors import BadInput, Unsupported
 from aot.model.signature import Signature
-from aot.shipping.spaces import PACKAGE as FILE
 from aot.verbs.stores import local_store, open_guard
 from tests.building.test_pipeline import O0
 from tests.cache_store.hub_server import Hub

@@ -15,8 +15,9 @@ import aot
 from aot.artifact.certificate import compare
 from aot.artifact.golden import FILE, Golden, inputs
 from aot.artifact.key import Key
+from aot.artifact.kinds import GRAPH
 from aot.artifact.ledger import Ledger
-from aot.artifact.opened import GRAPH, open_graphs
+from aot.artifact.opened import open_graphs
 from aot.building.build import Built
 from aot.cache_store.digest import Digest
 from aot.cache_store.layer import materialise, pack

@@ -22,7 +22,8 @@ import torch
 import aot
 from aot.artifact.borrowed import order_of, unanswered
 from aot.artifact.certificate import compare
-from aot.artifact.packaged import _SINCE, PACKAGE, Packaged
+from aot.artifact.kinds import PACKAGE
+from aot.artifact.packaged import _SINCE, Packaged
 from aot.cache_store.errors import Malformed, Missing, Untrusted
 from aot.errors import BadInput, LoadFailed, Miss, Unsupported
 from aot.machine.fit import built_for
