@@ -13,6 +13,6 @@ part ruff check .
 part ruff format --check .
 part mypy
 part lint-imports
-# two processes: most tests are one thread's work. Few are handed out at a time, for some take a minute and most no time
-part python -m pytest -q -m "not slow" -n 2 --maxschedchunk 4 --durations 15 "$@"
+# two processes: most tests are one thread's work. Those that share an artifact of their module are one process's, else each builds it
+part python -m pytest -q -m "not slow" -n 2 --dist loadgroup --no-loadscope-reorder --durations 15 "$@"
 printf '%s\n' "${times[@]}"

@@ -66,7 +66,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if ARTIFACT_FIXTURES & {*getattr(item, "fixturenames", ())}:
             item.add_marker("compiles")
+        if item.get_closest_marker("compiles") and _of_module(item):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     items.sort(key=lambda item: item.get_closest_marker("compiles") is not None)
+
+
+def _of_module(item: pytest.Item) -> bool:
+    """Whether it shares with its module what two processes would each build."""
+    found = getattr(item, "_fixtureinfo", None)
+    return found is not None and any(one.scope == "module" for several in found.name2fixturedefs.values() for one in several)
 
 
 @pytest.fixture(scope="session")
