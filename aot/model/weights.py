@@ -145,7 +145,7 @@ def unbacked(tensor: torch.Tensor, span: int) -> str | None:
     there = tensor.untyped_storage().nbytes() // tensor.itemsize - tensor.storage_offset()
     if there < span:
         return f"has memory for {max(there, 0)} of its {span} elements"
-    if tensor.device.type == "cuda" and tensor.data_ptr() % _ALIGNED:
+    if tensor.is_cuda and tensor.data_ptr() % _ALIGNED:
         return f"begins at an address that is no multiple of {_ALIGNED}"
     return None
 
