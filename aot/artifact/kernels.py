@@ -47,10 +47,14 @@ class Installed:
     def of(cls, file: Path) -> Self | None:
         """That of a file which is installed; None for any other."""
         for where in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-            if file.is_relative_to(where):
-                module = file.relative_to(where).parts[0].partition(".")[0]
-                for distribution in metadata.packages_distributions().get(module, ()):
-                    return cls(distribution, metadata.version(distribution), module)
+            if not file.is_relative_to(where):
+                continue
+            inside = file.relative_to(where)
+            names = [*inside.parts[:-1], inside.name.partition(".")[0]]
+            module = ".".join(names[:-1] if names[-1] == "__init__" else names)
+            for name in metadata.packages_distributions().get(names[0], ()):  # several may share a namespace
+                if any(inside == Path(one) for one in metadata.files(name) or ()):
+                    return cls(name, metadata.version(name), module)
         return None
 
     def check(self) -> None:

@@ -66,12 +66,26 @@ def registrar(namespace: str, operators: tuple[str, ...]) -> Path | None:
     if source.suffix != ".py":
         words = [told[1].encode() + b"\0", namespace.encode() + b"\0", *(operator.encode() for operator in operators)]
         return next((library for library in libraries() if _holds(library, words)), None)
-    if source.is_relative_to(Path(torch.__file__).parent):  # by way of torch.library.custom_op
+    if source.is_relative_to(Path(torch.__file__).parent):  # by way of torch.library.custom_op, or of torch.library.define
         from torch._library.custom_ops import OPDEFS
 
         definition = OPDEFS.get(f"{namespace}::{operators[0]}")
-        return Path(definition._init_fn.__code__.co_filename) if definition else None
+        return Path(definition._init_fn.__code__.co_filename) if definition else _defining(f"{namespace}::{operators[0]}")
     return source
+
+
+def _defining(name: str) -> Path | None:
+    """The file of a loaded module that asks torch by name to define an operator; None where it is not one alone."""
+    defines = re.compile(rb"\bdefine\(\s*[\"']%b[\"']" % re.escape(name.encode()))
+    files = {str(file) for module in [*sys.modules.values()] if str(file := getattr(module, "__file__", None)).endswith(".py")}
+    found = [file for file in sorted(files) if _says(Path(file), defines)]
+    return Path(found[0]) if len(found) == 1 else None
+
+
+def _says(file: Path, pattern: re.Pattern[bytes]) -> bool:
+    with suppress(OSError):
+        return pattern.search(file.read_bytes()) is not None
+    return False
 
 
 def libraries() -> Iterator[Path]:

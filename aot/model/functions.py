@@ -95,7 +95,9 @@ def code_at(name: str) -> types.CodeType | None:
     """The code that a function of this name runs in this process, wherever decorators have put it; None where it is gone."""
     module, _, qualname = name.partition(":")
     there = stands_at(name)
-    if isinstance(there, OpOverloadPacket):  # the function went into torch's registry of operators, which does not give it back
+    # the function went into torch's registry of operators, which does not give it back: torch.library.custom_op leaves the operator in
+    # its place, torch.library.impl leaves None
+    if isinstance(there, OpOverloadPacket) or (there is None and qualname in vars(sys.modules.get(module, object))):
         return _written(module, qualname)
     found = [function.__code__ for function in functions_in(there)]
     generated = next((code for code in found if is_generated(code)), None)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from aot.artifact.hub_kernel import HubKernel
 from aot.artifact.kernels import Kernel, described, kernels_of
 from aot.cache_store.digest import Digest
 from aot.cache_store.errors import Corrupt, Malformed, Missing
+from aot.errors import LoadFailed
 from tests.cache_store.hub_server import Hub
 
 # as one file of any repository, and as `kernels.get_kernel` has it: in a build of a repository of kernels, with Python beside it
@@ -398,6 +400,17 @@ def test_a_kernels_text_inverts(text: str) -> None:
 def test_a_kernel_of_no_origin_is_malformed(text: str) -> None:
     with pytest.raises(Malformed, match="says of no origin"):
         kernels_of({"kernel space": text})
+
+
+def test_an_installed_packages_operators_are_named_by_the_module_that_defines_them() -> None:
+    from optimum import quanto  # defines by name, so that torch knows of no file
+
+    nodes = json.dumps({"nodes": [{"node": {"target": "quanto::qbytes_mm"}}]}).encode()
+    (said,) = described([nodes]).values()
+    assert said == f"optimum-quanto=={version('optimum-quanto')} import {quanto.__name__}.library.qbytes_mm for qbytes_mm"
+    Kernel.parse("quanto", said).load()
+    with pytest.raises(LoadFailed, match=r"operators of optimum-quanto 0\.0, and here is"):
+        Kernel.parse("quanto", said.replace(version("optimum-quanto"), "0.0")).load()
 
 
 def test_torchs_own_operators_are_nobodys_kernels() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers.hooks import apply_layerwise_casting
 from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter, dequantize_gguf_tensor
+from optimum import quanto
 from packaging.version import Version
 from torch import nn
 from torchao import quantization
@@ -47,6 +48,12 @@ def _gguf(name: str) -> Callable[[nn.Module], None]:
     return quantise
 
 
+def _quanto(module: nn.Module) -> None:
+    """Its graphs call an operator of its own."""
+    quanto.quantize(module, weights=quanto.qint8)
+    quanto.freeze(module)
+
+
 def _cast(module: nn.Module) -> None:
     apply_layerwise_casting(module, torch.float8_e4m3fn, torch.float32, skip_modules_pattern=())
 
@@ -57,6 +64,7 @@ SCHEMES: dict[str, tuple[Callable[[nn.Module], Any], float]] = {  # and what a g
     "int8 weights and activations": (_torchao(quantization.Int8DynamicActivationInt8WeightConfig), 1e-2),
     "4 bit weights": (_torchao(partial(quantization.IntxWeightOnlyConfig, torch.int4)), 1e-5),
     "GGUF Q8_0": (_gguf("Q8_0"), 1e-2),
+    "quanto int8 weights": (_quanto, 1e-5),
     "layerwise casting": (_cast, 1e-5),
 }
 ALSO = {f"GGUF {name}": (_gguf(name), 1e-2) for name in ("Q4_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")}  # where time is
