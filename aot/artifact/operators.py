@@ -22,6 +22,7 @@ _TORCHS = {
 }
 _REGISTERED = re.compile(r"^debug: registered at (.+):\d+$", re.MULTILINE)
 _MAPS = Path("/proc/self/maps")
+_CACHE = ("/snapshots/", "/blobs/")  # below a repository in the Hub's cache
 
 
 P = TypeVar("P", bound=PurePath)
@@ -89,12 +90,14 @@ def _says(file: Path, pattern: re.Pattern[bytes]) -> bool:
 
 
 def libraries() -> Iterator[Path]:
-    """Those that this process has mapped, but for torch's own: first by the names under which Python opened them, which may be links."""
+    """Those that this process has mapped, but for torch's own: by the names under which Python opened them, which may be links; those in
+    the Hub's cache first, for a kernel is looked for at every load, and a process has hundreds of others."""
     import torch
 
     named = [str(name) for module in [*sys.modules.values()] if str(name := getattr(module, "__file__", None)).endswith(".so")]
     seen = set[Path]()
-    for name in [*sorted(named), *sorted(torch.ops.loaded_libraries), *_mapped()]:
+    every = [*sorted(named), *sorted(torch.ops.loaded_libraries), *_mapped()]
+    for name in sorted(every, key=lambda name: not any(folder in name for folder in _CACHE)):
         path, resolved = Path(name), Path(name).resolve()
         if resolved not in seen and not path.is_relative_to(Path(torch.__file__).parent) and path.is_file():
             seen.add(resolved)

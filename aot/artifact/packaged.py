@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from aot.artifact.cubin import architectures
 from aot.artifact.elf import Elf
-from aot.artifact.kinds import MAX_PACKAGE
+from aot.artifact.kinds import MAX_PACKAGE, NO_SOURCE
 from aot.artifact.operators import beside, foreign
 from aot.artifact.wrapper import Input, Wrapper
 from aot.cache_store.errors import Malformed
@@ -72,7 +72,7 @@ class Packaged:
         (library,) = libraries
         stem = library.removesuffix(_LIBRARY[0]).removesuffix(_LIBRARY[1])
         source = files.get(stem + _SOURCE[0]) or files.get(stem + _SOURCE[1])
-        if source is None:
+        if source is None or source == NO_SOURCE:
             raise Malformed("it has no source beside its library, and so does not say which weights and inputs it takes.")
         elf, code = Elf.of(files[library]), files[library]
         if _ENTRY not in elf.exports:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 from torch.export.pt2_archive._package import AOTICompiledModel  # these private names were checked on torch 2.11.0, 2.14.1 and 2.15.0
 from torch.utils._pytree import tree_map
 
+from aot.artifact.kinds import NO_SOURCE
 from aot.cache_store.errors import CodedError
 from aot.compiler.inductor import Configuration
 from aot.compiler.sizes import along
@@ -121,13 +123,21 @@ def _as_traced(program: torch.export.ExportedProgram) -> None:
 
 
 def _pack(files: list[str], module: nn.Module, package: Path) -> None:
-    """The library and what is said of it; not its sources. Raises Unsupported where the compiler made constants of its own."""
+    """The library and what is said of it; not its sources, but for the name of one, by which torch up to 2.12 finds what is said.
+
+    Raises Unsupported where the compiler made constants of its own.
+    """
     from torch._inductor.package.package import package_aoti
 
-    sources = [file for file in files if file.endswith(".cpp")]
+    sources = [Path(file) for file in files if file.endswith(".cpp")]
     for source in sources:
-        _check_names(_NAME.findall(Path(source).read_text()), module)
+        _check_names(_NAME.findall(source.read_text()), module)
+    libraries = {Path(file).stem for file in files if file.endswith(".so")}
     archive = BytesIO()  # without a name, by which the folder within would be called
-    package_aoti(archive, [file for file in files if file not in sources])
+    with TemporaryDirectory() as folder:
+        named = [Path(folder) / source.name for source in sources if source.stem in libraries]
+        for source in named:
+            source.write_bytes(NO_SOURCE)
+        package_aoti(archive, [*(file for file in files if not file.endswith(".cpp")), *map(str, named)])
     package.parent.mkdir(parents=True, exist_ok=True)
     package.write_bytes(archive.getvalue())
