@@ -21,6 +21,7 @@ from aot.building.check import check_graphs
 from aot.building.recorded import make_plan
 from aot.cache_store.layer import pack
 from aot.cache_store.local import LocalStore
+from aot.cache_store.written import in_use
 from aot.errors import BadEnvironment, BadInput, OutsideTolerance
 from aot.request.options import Options
 from tests.artifacts import admitted
@@ -42,7 +43,8 @@ def test_the_artifact_holds_both_layers_a_certificate_and_what_was_measured(buil
     assert len(manifest.measured["compile_s"]) == 4
     assert not any(entry.path.endswith((".lock", ".pt2")) for entry in manifest.files)
     assert made.log.exists()
-    assert list((store.root / "v1" / "tmp").iterdir()) == []
+    # tests in other processes read this store too
+    assert not [path for path in (store.root / "v1" / "tmp").iterdir() if not in_use(path)]
 
 
 def test_building_what_is_there_takes_the_stores_own(built: tuple[LocalStore, Built]) -> None:

@@ -259,7 +259,7 @@ def test_another_mode_is_a_miss_that_says_so(cached: LocalStore, caplog: pytest.
         pipe = aot.compile_pipe(make_pipe(), options={"mode": "O3"}, on_miss="eager")
         denoise(pipe)
     assert "mode: built for max-optimize:max-autotune:cache-all, here max-optimize:max-autotune:low-precision:cache-all" in caplog.text
-    assert len(caplog.records) == 2
+    assert [record.name for record in caplog.records].count("aot") == 2  # whoever imports torchao first hears of its enums too
     aot.restore(pipe)
 
 
