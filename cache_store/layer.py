@@ -3,20 +3,22 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import zstandard
 
-from aot.cache_store.digest import CHUNK, Digest, chunks
+from aot.cache_store.digest import Digest, chunks
 from aot.cache_store.errors import Corrupt, named
 from aot.cache_store.manifest import FileEntry, Layer
 
 LEVEL = 19  # built once, downloaded and kept many times; decompression speed does not depend on it
-_WORKERS = min(os.cpu_count() or 1, 4)  # decompressing and hashing leave the interpreter to others; a disk is full of work with four
+_MOST_THREADS = 4  # decompressing and hashing leave the interpreter to others; a disk is full of work with four
 _WORTH_THREADS = 4 << 20  # bytes that are unpacked in a millisecond or two
+_PIECE = 1 << 18  # bytes: what is unpacked, hashed and written stays in a core's own cache
 _BLOCK = 1 << 17  # bytes: the largest block there is
 _FRAME = b"\x28\xb5\x2f\xfd" + b"\x00" + bytes([(17 - 10) << 3])  # magic; no size, no checksum; a window of 2^17
 MAX_WINDOW = 1 << 27  # bytes; the largest window that level 19 uses is 8 MiB, the standard's limit for decoders 128
@@ -71,14 +73,35 @@ def verify(layer: Layer, blob: BinaryIO) -> None:
         raise _corrupt(layer, f"layer {layer.id}: sha256 mismatch ({size} bytes read, {layer.size} promised)")
 
 
+@contextmanager
+def verifying(layer: Layer, blob: BinaryIO) -> Iterator[Callable[[], None]]:
+    """`verify` beside what is done within, of a large file on this machine; of anything else before it.
+
+    Yields what waits for the verdict. Until then files may be unpacked, each being compared with the manifest's own digest
+    of it, and none may be mapped. Raises Corrupt at the latest when left.
+    """
+    if _threads(layer.size, blob) == 1:
+        verify(layer, blob)
+        yield lambda: None
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="aot-verify") as pool:
+        verdict = pool.submit(verify, layer, cast(BinaryIO, _Slice(blob, 0, layer.size + 1)))
+        try:
+            yield verdict.result
+        except Corrupt:
+            verdict.result()  # of the layer rather than of one of its files, whichever was found first
+            raise
+        verdict.result()
+
+
 def materialise(layer: Layer, *, files: list[FileEntry], blob: BinaryIO, into: Path) -> list[Path]:
-    """Decompress `files` of the verified `blob` below the directory `into`.
+    """Decompress `files` of a `blob` that `verify` has taken, or is looking at, below the directory `into`.
 
     Each file is hashed while it is written, so the bytes that were verified are the bytes that are used, whatever
     happens to `blob` after `verify`. Raises Corrupt at the first file that is not as promised.
     """
-    workers = min(len(files), _WORKERS) if sum(entry.size for entry in files) >= _WORTH_THREADS and _descriptor(blob) is not None else 1
-    if workers == 1:
+    workers = min(len(files), _threads(sum(entry.size for entry in files), blob))
+    if workers <= 1:
         return [_extract(entry, layer=layer, blob=blob, into=into) for entry in files]
     with ThreadPoolExecutor(workers, thread_name_prefix="aot-unpack") as pool:
         running = [pool.submit(_extract, entry, layer=layer, blob=blob, into=into) for entry in files]
@@ -109,16 +132,16 @@ def _extract(entry: FileEntry, *, layer: Layer, blob: BinaryIO, into: Path) -> P
 
 def _decompress(entry: FileEntry, source: "_Slice", target: BinaryIO) -> bool:
     """Stream one frame into `target`; False unless size, digest and frame end are exactly as promised."""
-    state, left = hashlib.sha256(), entry.size
+    state, left, piece = hashlib.sha256(), entry.size, memoryview(bytearray(min(entry.size + 1, _PIECE)))
     # the whole-buffer call ignores its size limit when the frame declares one, so only the stream is safe
-    reader = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).stream_reader(cast(BinaryIO, source), read_size=CHUNK, closefd=False)
+    reader = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).stream_reader(cast(BinaryIO, source), read_size=_PIECE, closefd=False)
     try:
-        while chunk := reader.read(min(left, CHUNK) + 1):
-            left -= len(chunk)
+        while count := reader.readinto(piece):
+            left -= count
             if left < 0:
                 return False
-            state.update(chunk)
-            target.write(chunk)
+            state.update(piece[:count])
+            target.write(piece[:count])
     except zstandard.ZstdError:
         return False
     return left == 0 and source.left == 0 and state.hexdigest() == entry.digest.hex
@@ -147,10 +170,15 @@ class _Slice(io.RawIOBase):
             self._stream.seek(self._offset)
             data = self._stream.read(size)
         else:
-            data = os.pread(self._descriptor, size, self._offset)
+            data = os.pread(self._stream.fileno(), size, self._offset)  # asked each time: it is there that a deadline is looked at
         self._offset += len(data)
         self.left -= len(data)
         return data
+
+
+def _threads(size: int, blob: BinaryIO) -> int:
+    """How many threads so many bytes are worth, on the processors that this process has: one for a stream that is no file."""
+    return 1 if size < _WORTH_THREADS or _descriptor(blob) is None else min(len(os.sched_getaffinity(0)), _MOST_THREADS)
 
 
 def _descriptor(stream: BinaryIO) -> int | None:

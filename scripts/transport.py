@@ -22,14 +22,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from aot.artifact.key import Key
+from aot.artifact.ledger import Ledger
+from aot.artifact.opened import unpack
 from aot.cache_store.digest import CHUNK, Digest
 from aot.cache_store.errors import Corrupt, Untrusted
-from aot.cache_store.layer import materialise, verify
+from aot.cache_store.layer import verify
 from aot.cache_store.local import LocalStore
 from aot.cache_store.manifest import FileEntry, Layer, Manifest
 from aot.cache_store.signing import SigningKey
 from aot.cache_store.store import Ref
-from aot.cache_store.trust import Policy
+from aot.cache_store.trust import Admitted, Policy
 from aot.serving.resolve import candidates
 from aot.shipping.listing import listing
 from aot.verbs.explain import explain
@@ -94,17 +96,16 @@ def loading(folder: Path, mib: int) -> dict[str, Any]:
     """From an admitted manifest to files that can be mapped: on all cores, and on one."""
     store = LocalStore(folder / "loading")
     _, manifest = artifact(store, folder, mib)
-    (layer,) = manifest.layers
+    (layer,), admitted = manifest.layers, Admitted(Digest.of(manifest.encode()), manifest, by="the benchmark")
 
-    def work() -> None:
-        with tempfile.TemporaryDirectory(dir=folder) as into, store.open_blob(layer.digest) as blob:
-            verify(layer, blob)
-            materialise(layer, files=manifest.files_of(layer), blob=blob, into=Path(into))
+    def once() -> float:
+        with tempfile.TemporaryDirectory(dir=folder) as into:  # removed beside the clock
+            return timed(lambda: unpack(store, admitted, layer=layer, into=Path(into), ledger=Ledger()))
 
-    seconds = min(timed(work) for _ in range(5))
+    seconds = min(once() for _ in range(7))
     whole = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(whole)})
-    alone = min(timed(work) for _ in range(3))
+    alone = min(once() for _ in range(3))
     os.sched_setaffinity(0, whole)
     sizes = {"unpacked_mib": sum(entry.size for entry in manifest.files) >> 20, "packed_mib": layer.size >> 20}
     return {**sizes, "seconds": seconds, "seconds_on_one_core": alone}

@@ -196,6 +196,11 @@ class Timed:
         self._check()
         return self._stream.read(size)
 
+    def fileno(self) -> int:
+        """The file that it is, if one, for who reads several places of it at once and asks each time. Raises OSError for other streams."""
+        self._check()
+        return self._stream.fileno()
+
 
 @contextmanager
 def open_timed(store: Store, digest: Digest, deadline: Deadline) -> Iterator[BinaryIO]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -22,7 +22,7 @@ from aot.artifact.operators import beside
 from aot.artifact.runner import Graph, is_open
 from aot.cache_store.digest import Digest
 from aot.cache_store.errors import Corrupt, Malformed, named
-from aot.cache_store.layer import materialise, verify
+from aot.cache_store.layer import materialise, verify, verifying
 from aot.cache_store.manifest import Layer, Manifest
 from aot.cache_store.patience import LOAD_SECONDS, Deadline
 from aot.cache_store.store import Store
@@ -41,9 +41,10 @@ def open_graphs(
     """Verify the graph layer and open the libraries of those of its components that `choose` takes, once it has seen the book
     and, where it asks for them, the golden outputs. What each step took goes into `ledger`.
 
-    Every byte is verified before anything parses or maps it. The files are gone again when this returns: the process
-    keeps the mapping, and a process that is killed leaves nothing behind. With a `guard` a mark is left while libraries are
-    opened, and during the first call of each. One that this process has opened before is shared, not opened again.
+    Every byte is verified before anything maps it, and those of a file before it is parsed. The files are gone again when this
+    returns: the process keeps the mapping, and a process that is killed leaves nothing behind. With a `guard` a mark is left
+    while libraries are opened, and during the first call of each. One that this process has opened before is shared, not opened
+    again.
     Raises Corrupt, Missing, LoadFailed, TimedOut.
     """
     digest, manifest = admitted.digest, admitted.manifest
@@ -54,9 +55,7 @@ def open_graphs(
         with ledger.timed("load"), entering():
             for kernel in kernels:
                 kernel.load()
-    with run_directory() as directory, open_timed(store, layer.digest, loading(digest)) as blob:
-        with ledger.timed("verify"):
-            verify(layer, blob)
+    with run_directory() as directory, _opened(store, admitted, layer, ledger) as (blob, verified):
         with ledger.timed("materialise"):
             book = _book(layer, manifest, blob=blob, into=directory, digest=digest)
         with ledger.timed("compare"):
@@ -68,6 +67,8 @@ def open_graphs(
             files = {name for entry in entries if entry.file not in opened for name in (entry.file, beside(Path(entry.file)).name)}
             needed = [file for file in manifest.files_of(layer) if file.path in files]
             materialise(layer, files=needed, blob=blob, into=directory)
+        with ledger.timed("verify"):
+            verified()
         with ledger.timed("load"), entering():
             graphs = [
                 Graph(entry, directory / entry.file, digest=digests[entry.file], device=device, cudagraphs=cudagraphs) for entry in entries
@@ -123,11 +124,20 @@ def _graph_layer(digest: Digest, manifest: Manifest) -> Layer:
 def unpack(store: Store, admitted: Admitted, *, layer: Layer, into: Path, ledger: Ledger) -> None:
     """Verify one layer and write its files below `into`. Raises Corrupt, Missing, TimedOut."""
     manifest = admitted.manifest
-    with open_timed(store, layer.digest, loading(admitted.digest)) as blob:
-        with ledger.timed("verify"):
-            verify(layer, blob)
+    with _opened(store, admitted, layer, ledger) as (blob, verified):
         with ledger.timed("materialise"):
             materialise(layer, files=manifest.files_of(layer), blob=blob, into=into)
+        with ledger.timed("verify"):
+            verified()
+
+
+@contextmanager
+def _opened(store: Store, admitted: Admitted, layer: Layer, ledger: Ledger) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
+    """A layer's blob while it is verified, and what waits for the verdict. What the verdict is waited for goes into `ledger`."""
+    with open_timed(store, layer.digest, loading(admitted.digest)) as blob, ExitStack() as stack:
+        with ledger.timed("verify"):
+            verified = stack.enter_context(verifying(layer, blob))
+        yield blob, verified
 
 
 def loading(digest: Digest) -> Deadline:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pytest
 import torch
@@ -23,20 +23,22 @@ import torch._inductor.config as inductor_config
 
 import aot
 from aot.artifact import runner
-from aot.artifact.guard import Guard
+from aot.artifact.guard import Guard, Timed
 from aot.artifact.ledger import Ledger
 from aot.artifact.opened import open_graphs
 from aot.cache_store import patience
 from aot.cache_store.digest import Digest
 from aot.cache_store.errors import Corrupt, TimedOut, Untrusted
+from aot.cache_store.layer import materialise, verifying
 from aot.cache_store.local import LocalStore
 from aot.cache_store.memory import MemoryStore
+from aot.cache_store.patience import Deadline
 from aot.cache_store.store import read_manifest
 from aot.cache_store.trust import Policy
 from aot.cli.app import main
 from aot.errors import Crashed, Miss
 from aot.serving.jit import rescued
-from tests.artifacts import admitted, guard_of, small
+from tests.artifacts import admitted, guard_of, packed, small
 from tests.cache_store.faults import Countdown, faulty, refuse
 from tests.pixart import denoise, make_pipe
 
@@ -383,6 +385,21 @@ def test_a_disk_that_is_too_slow_is_given_up_by_the_deadline(store: LocalStore, 
     with pytest.raises(TimedOut, match="loading artifact"):
         open_graphs(store, admitted(store, digest), Ledger(), choose=lambda *_: ("transformer",))
     assert patience.LOAD_SECONDS == 60
+
+
+def test_a_file_read_at_several_places_at_once_has_its_deadline_too(tmp_path: Path) -> None:
+    layer, entries, blob = packed(tmp_path, {f"{number}.so": os.urandom(1 << 20) for number in range(6)})
+    deadline = Deadline(60, "this load")
+    with blob.open("rb") as file:
+        timed = cast(BinaryIO, Timed(file, deadline))
+        with verifying(layer, timed) as verified:
+            assert len(materialise(layer, files=entries, blob=timed, into=tmp_path / "out")) == 6
+            verified()
+        timed = cast(BinaryIO, Timed(file, Deadline(0, "this load")))
+        with pytest.raises(TimedOut, match="this load"):
+            materialise(layer, files=entries, blob=timed, into=tmp_path / "late")
+    with pytest.raises(OSError, match="fileno"):
+        Timed(io.BytesIO(), deadline).fileno()
 
 
 def unsigned(store: LocalStore, digest: Digest) -> None:

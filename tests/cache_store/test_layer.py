@@ -1,4 +1,5 @@
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import zstandard
 
 from aot.cache_store.digest import Digest
 from aot.cache_store.errors import Corrupt
-from aot.cache_store.layer import materialise, verify
+from aot.cache_store.layer import materialise, verify, verifying
 from aot.cache_store.manifest import FileEntry, Layer, Manifest
 from aot.cache_store.memory import MemoryStore
 from aot.cache_store.store import read_manifest
@@ -112,3 +113,29 @@ def test_files_that_are_equal_are_unpacked_side_by_side_and_a_damaged_one_is_nam
         with pytest.raises(Corrupt, match=r"07\.so"):
             materialise(layer, files=entries, blob=blob, into=tmp_path / "damaged")
     assert not list((tmp_path / "damaged").glob(".*"))
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_layer_is_verified_beside_what_is_unpacked_and_nothing_is_used_before_its_verdict(tmp_path: Path, on_disk: bool) -> None:
+    layer, entries, packed_at = packed(tmp_path, {f"{number}.so": os.urandom(1 << 20) for number in range(6)})
+    good = packed_at.read_bytes()
+
+    def unpacked(data: bytes) -> tuple[int, bool]:
+        """How many files came out, and whether the verdict was a good one."""
+        packed_at.write_bytes(data)
+        found: list[Path] = []
+        try:
+            with packed_at.open("rb") as file, verifying(layer, file if on_disk else io.BytesIO(data)) as verified:
+                found = materialise(layer, files=entries, blob=file, into=tmp_path / "out")
+                verified()
+        except Corrupt as error:
+            assert "layer graph: sha256 mismatch" in str(error)
+            return len(found), False
+        return len(found), True
+
+    assert unpacked(good) == (6, True)
+    # the layer is longer; a file is damaged; the bit of a frame's descriptor that carries nothing is set
+    nothing = bytearray(good)
+    nothing[4] |= 0x10
+    for spoilt, came in ((good + b"x", 6), (good[:-1], 0), (good[:100_000] + b"xxxx" + good[100_004:], 0), (bytes(nothing), 6)):
+        assert unpacked(spoilt) == (came if on_disk else 0, False)
