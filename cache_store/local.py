@@ -3,14 +3,13 @@
 import os
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from filelock import FileLock
-
 from aot.cache_store.digest import Digest
 from aot.cache_store.errors import Corrupt, Malformed, Missing, TimedOut, named
+from aot.cache_store.exclusive import exclusive
 from aot.cache_store.index import Index
 from aot.cache_store.manifest import MAX_MANIFEST, Manifest
 from aot.cache_store.plain import in_the_way, is_plain, open_plain, read_plain
@@ -152,22 +151,24 @@ class LocalStore:
     def receiving(self, digest: Digest, *, seconds: float) -> Iterator[Path | None]:
         """The right to write the blob's partial file, which outlives this process; None if the blob is there, perhaps by now.
 
-        Only one process at a time gets it: of a hundred that pull one layer one downloads it. Raises TimedOut.
+        Only one process at a time gets it: of a hundred that pull one layer one downloads it. On a disk without locks each
+        downloads to a file of its own. Raises TimedOut.
         """
-        lock = FileLock(self._tree / "locks" / f"{digest.hex}.part.lock", mode=0o600)
-        with named(self._tree):
-            try:
-                lock.acquire(timeout=max(seconds, 0))
-            except TimeoutError as error:
-                raise TimedOut(
-                    f"blob {digest.short}: another process has been downloading it for {seconds:.0f} s.", remedy="end that, or try again."
-                ) from error
-        try:
+        with ExitStack() as held:
+            with named(self._tree):
+                try:
+                    alone = held.enter_context(exclusive(self._lock(f"{digest.hex}.part"), seconds=max(seconds, 0)))
+                except TimeoutError as error:
+                    raise TimedOut(
+                        f"blob {digest.short}: another process has been downloading it for {seconds:.0f} s.",
+                        remedy="end that, or try again.",
+                    ) from error
             part = self._tree / "parts" / digest.hex
+            if not alone:
+                part = self._temporary()
+                held.callback(part.unlink, missing_ok=True)
             self._clear(part)
             yield None if is_plain(self._blob(digest)) else part
-        finally:
-            lock.release()
 
     def keep(self, digest: Digest, part: Path) -> None:
         """Make the partial file, complete and verified by the caller, the blob."""
@@ -183,41 +184,36 @@ class LocalStore:
         """Partial files that a process is writing now."""
         found = set()
         for path in (self._tree / "parts").iterdir():
-            lock = FileLock(self._tree / "locks" / f"{path.name}.part.lock", mode=0o600)
             try:
-                lock.acquire(blocking=False)
+                with exclusive(self._lock(f"{path.name}.part"), seconds=0):
+                    pass
             except TimeoutError:
                 found.add(path.name)
-            else:
-                lock.release()
         return found
 
     @contextmanager
     def building(self, ref: Ref) -> Iterator[bool]:
         """Hold the right to build `ref`; yields whether another process held it first. Saves work, nothing more."""
-        lock = FileLock(self._tree / "locks" / f"{ref.key.hex}.lock", mode=0o600)
-        with named(self._tree):
-            try:
-                lock.acquire(blocking=False)
-                waited = False
-            except TimeoutError:
-                lock.acquire()
-                waited = True
-        try:
+        lock, waited = self._lock(ref.key.hex), False
+        with ExitStack() as held:
+            with named(self._tree):
+                try:
+                    held.enter_context(exclusive(lock, seconds=0))
+                except TimeoutError:
+                    held.enter_context(exclusive(lock))
+                    waited = True
             yield waited
-        finally:
-            lock.release()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keeps a commit and a collect from doing each other's work twice; both are right without it."""
-        lock = FileLock(self._tree / "locks" / "commit.lock", mode=0o600)
-        with named(self._tree):
-            lock.acquire()
-        try:
+        with ExitStack() as held:
+            with named(self._tree):
+                held.enter_context(exclusive(self._lock("commit")))
             yield
-        finally:
-            lock.release()
+
+    def _lock(self, name: str) -> Path:
+        return self._tree / "locks" / f"{name}.lock"
 
     def _ref(self, ref: Ref) -> Path:
         return self._tree / "refs" / ref.name / ref.key.hex

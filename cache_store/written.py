@@ -1,5 +1,6 @@
 """Written: files that appear whole or not at all."""
 
+import errno
 import hashlib
 import os
 import secrets
@@ -9,6 +10,8 @@ from typing import BinaryIO
 from aot.cache_store.digest import Digest, chunks
 from aot.cache_store.errors import Corrupt, named
 from aot.cache_store.plain import in_the_way
+
+_CANNOT = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # what fsync says of directories that know of none
 
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -44,10 +47,13 @@ def put(path: Path, content: bytes | BinaryIO, *, by: Path, digest: Digest | Non
 
 
 def sync(directory: Path) -> None:
-    """Make a rename in `directory` outlive a loss of power."""
+    """Make a rename in `directory` outlive a loss of power, where its disk can be asked for that: network and FUSE mounts may not."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
     finally:
         os.close(descriptor)
 

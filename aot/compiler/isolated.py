@@ -12,11 +12,11 @@ from importlib.metadata import requires, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from filelock import FileLock
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
 from aot.cache_store.errors import StoreFull
+from aot.cache_store.exclusive import exclusive
 from aot.cache_store.root import open_root
 from aot.compiler.stage import Progress, stage
 from aot.errors import BadEnvironment, BadInput
@@ -53,7 +53,7 @@ def interpreter(torch: str, root: Path, *, progress: Progress, environ: Mapping[
     home = _home(torch, wanted, root)
     open_root(root)
     home.parent.mkdir(mode=0o700, exist_ok=True)
-    with FileLock(home.parent / f"{home.name}.lock"):
+    with exclusive(home.parent / f"{home.name}.lock"):
         if not (home / "complete").exists():
             with stage(progress, f"make an environment with torch {torch}, kept for further builds"):
                 _make(home, wanted, torch=torch, uv=find_uv(environ, "--torch"), environ=environ)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from torch import nn
 
 from aot.artifact.ledger import Ledger, log
+from aot.cache_store.exclusive import exclusive
 from aot.errors import BadInput
 from aot.model.attention import active, others
 from aot.model.capture import dtype_of
@@ -85,7 +84,7 @@ class Learner:
 
     def _add(self, call: RecordedCall) -> None:
         one = {**self._about, "calls": [call.to_json()], **({"attention": found} if (found := others([active()])) else {})}
-        with _alone(self.path):
+        with exclusive(self.path.with_name(f".{self.path.name}.lock")):
             (value,) = merged([self._before(), one]) if self.path.exists() else [one]
             used = {call["component"] for call in value["calls"]}
             roots = {name for name in value["roots"] if any(place.partition(".")[0] == name for place in used)}
@@ -119,11 +118,3 @@ class _Hook:
 
 
 def _nothing(*_: Any) -> None: ...
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Within, no other process is. filelock would make the folder anew that somebody took away."""
-    with path.with_name(f".{path.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,7 +1,9 @@
 import errno
+import fcntl
 import multiprocessing
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +16,10 @@ from aot.cache_store.errors import Corrupt, Malformed, RootRefused, StoreFull, U
 from aot.cache_store.layer import verify
 from aot.cache_store.local import LocalStore
 from aot.cache_store.location import open_store
+from aot.cache_store.memory import MemoryStore
 from aot.cache_store.root import default_root
 from aot.cache_store.store import Store, read_manifest
-from tests.artifacts import small
+from tests.artifacts import bring, small
 from tests.cache_store.store_contract import WritingContract
 
 
@@ -200,3 +203,43 @@ def _commit_many(home: Path, folder: Path, count: int) -> None:
     for number in range(count):
         ref, manifest, blobs = small(folder, text=str(number), key=str(number))
         store.commit(ref, manifest.encode(), blobs)
+
+
+@pytest.fixture(params=[errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS without its lock daemon, Lustre or a FUSE mount: no locks, and directories that cannot be brought to the disk."""
+    sync = os.fsync
+
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync(descriptor)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_a_disk_without_locks_costs_work_and_no_more(tmp_path: Path) -> None:
+    remote = MemoryStore("memory://remote")
+    ref, manifest, blobs = small(tmp_path, text="x" * 5000)
+    raw = manifest.encode()
+    remote.commit(ref, raw, blobs)
+    store, (layer,) = LocalStore(tmp_path / "store"), manifest.layers
+    with store.building(ref) as waited, LocalStore(store.root).building(ref) as again:
+        assert (waited, again) == (False, False)
+    with store.receiving(layer.digest, seconds=0) as one, store.receiving(layer.digest, seconds=0) as other:
+        assert one
+        assert other
+        assert one != other
+        other.write_bytes(b"some of it")
+    assert not other.exists()
+    bring(manifest, remote, store)
+    check_invariant(store)
+    store.collect()
+    check_invariant(store)
+    assert [found for found, _ in store.refs()] == [ref]
+    assert not list((store.root / "v1" / "tmp").iterdir())
