@@ -62,6 +62,7 @@ def pytest_configure() -> None:
     compile_quickly(os.environ)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist's, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if ARTIFACT_FIXTURES & {*getattr(item, "fixturenames", ())}:
