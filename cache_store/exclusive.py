@@ -12,18 +12,21 @@ from filelock import FileLock
 # what flock says of a disk that has no locks: NFS without its lock daemon, Lustre and FUSE mounts that do not support it
 _WITHOUT = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
+_PROBING = 0.12  # seconds: three attempts of filelock's
+
 
 @contextmanager
 def exclusive(path: Path, *, seconds: float = -1) -> Iterator[bool]:
     """Hold the lock of this file, which is made; yields False where its disk has no locks, and nothing is held.
 
-    Negative `seconds` wait for as long as it takes. Raises TimeoutError when another holds it until then, OSError.
+    Negative `seconds` wait for as long as it takes, 0 for what another takes to see whether there are locks. Raises TimeoutError
+    when another holds it until then, OSError.
     """
     if not _has_locks(path):
         yield False
         return
     lock = FileLock(path, mode=0o600)
-    lock.acquire(timeout=seconds)
+    lock.acquire(timeout=max(seconds, _PROBING) if seconds >= 0 else -1)
     try:
         yield True
     finally:

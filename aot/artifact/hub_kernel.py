@@ -72,6 +72,11 @@ class HubKernel:
         return f"hf://{'kernels/' * (self.kind == 'kernel')}{self.repository}@{self.revision}"
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it is a build that `kernels.get_kernel` fetches, and not a file of some repository."""
+        return self.kind == "kernel" and self.beside is not None
+
+    @property
     def _build(self) -> str:
         """The folder of the build that the file would be of; empty where it can be of none."""
         parts = PurePosixPath(self.path).parts
@@ -134,7 +139,7 @@ class HubKernel:
         Whether that worked: a graph itself needs no more than the library. Not where it asks for other kernels, which nobody pinned.
         """
         folder = _top(path, self.path) / self._build
-        if not self.beside or _depends(folder):
+        if not self.beside or _depends(folder) or not _without_bytecode(folder):
             return False
         with suppress(Exception):  # no such package, another version of it, a module that this one wants: the library alone will do
             from kernels import get_local_kernel
@@ -155,10 +160,8 @@ class HubKernel:
         if not self.beside:
             hf_hub_download(self.repository, self.path, **self._where(), force_download=True)
             return
-        patterns = [f"{self._build}/*"]
-        snapshot_download(
-            self.repository, **self._where(), allow_patterns=patterns, ignore_patterns=[f"*{_BYTECODE}*"], force_download=True
-        )
+        wanted, unwanted = [f"{self._build}/*"], ["*.pyc", f"*{_BYTECODE}/*"]
+        snapshot_download(self.repository, **self._where(), allow_patterns=wanted, ignore_patterns=unwanted, force_download=True)
 
     def _where(self) -> dict[str, Any]:
         """KERNELS_CACHE is where `kernels` keeps what it fetches, and nothing else is."""
@@ -196,13 +199,26 @@ def _is_whole(build: Path) -> bool:
 
 
 def _tree(folder: Path) -> Digest:
-    """Of all files in it but for what Python compiled."""
+    """Of all files in it but for what Python compiled and keeps beside its source. Elsewhere bytecode is a module like any other."""
     found = dict[str, str]()
     for path in folder.rglob("*"):
-        if path.is_file() and _BYTECODE not in path.parts and path.suffix != ".pyc":
+        if path.is_file() and not _is_bytecode(path):
             with named(path), path.open("rb") as opened:
                 found[path.relative_to(folder).as_posix()] = str(Digest.of_stream(opened))
     return Digest.of(encode(found))
+
+
+def _is_bytecode(path: Path) -> bool:
+    return path.parent.name == _BYTECODE and path.suffix == ".pyc"
+
+
+def _without_bytecode(folder: Path) -> bool:
+    """Take away what no digest is of and Python would run in place of a source that was compared; it makes it anew. Whether it is gone."""
+    with suppress(OSError):
+        for path in [path for path in folder.rglob("*.pyc") if _is_bytecode(path)]:
+            path.unlink()
+        return True
+    return False
 
 
 def _depends(folder: Path) -> bool:

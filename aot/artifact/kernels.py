@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 import sysconfig
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -51,7 +52,9 @@ class Installed:
                 continue
             inside = file.relative_to(where)
             names = [*inside.parts[:-1], inside.name.partition(".")[0]]
-            module = ".".join(names[:-1] if names[-1] == "__init__" else names)
+            # a library that the package opened itself is no module: who imports the package has it
+            inner = len(names) > 1 and (names[-1] == "__init__" or (file.suffix == ".so" and not _is_imported(".".join(names), file)))
+            module = ".".join(names[:-1] if inner else names)
             for name in metadata.packages_distributions().get(names[0], ()):  # several may share a namespace
                 if any(inside == Path(one) for one in metadata.files(name) or ()):
                     return cls(name, metadata.version(name), module)
@@ -74,6 +77,10 @@ class Installed:
             importlib.import_module(self.module)
         except Exception as error:
             raise LoadFailed(f"{self.module} of {self.distribution} cannot be imported: {first_line(error)}.") from error
+
+
+def _is_imported(module: str, file: Path) -> bool:
+    return getattr(sys.modules.get(module), "__file__", None) == str(file)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Imports torch only to look at the process: who pulls and verifies reads names of
 
 from __future__ import annotations
 
+import inspect
 import json
 import mmap
 import re
@@ -52,27 +53,59 @@ def are_here(namespace: str, operators: Iterable[str]) -> bool:
 
 
 def registrar(namespace: str, operators: tuple[str, ...]) -> Path | None:
-    """The library or the Python file of this process that defines them, by the name under which it was loaded; None where that is not
-    known.
+    """The library or the Python file of this process that defines them all, by the name under which it was loaded; None where that is
+    not known, or they are of several.
 
     The dispatcher tells the line of source that registered an operator. Python's is a file of this process; of C++ the same words are
     in the library, beside the namespace and the operators. `_dispatch_dump` and OPDEFS are private, checked on torch 2.11 to 2.15.
     """
+    sources: dict[str, list[str]] = defaultdict(list)
+    for operator in operators:
+        sources[_source(f"{namespace}::{operator}")].append(operator)
+    found = {_registering(source, namespace, those) for source, those in sources.items()}
+    return found.pop() if len(found) == 1 else None
+
+
+def _source(name: str) -> str:
+    """The file of the source that registered an operator, as the dispatcher tells; empty where it does not."""
     import torch
 
-    told = _REGISTERED.search(torch._C._dispatch_dump(f"{namespace}::{operators[0]}"))
-    if told is None:
-        return None
-    source = Path(told[1])
-    if source.suffix != ".py":
-        words = [told[1].encode() + b"\0", namespace.encode() + b"\0", *(operator.encode() for operator in operators)]
-        return next((library for library in libraries() if _holds(library, words)), None)
-    if source.is_relative_to(Path(torch.__file__).parent):  # by way of torch.library.custom_op, or of torch.library.define
-        from torch._library.custom_ops import OPDEFS
+    for schema in torch._C._jit_get_schemas_for_operator(name):  # some have named overloads alone
+        dump = torch._C._dispatch_dump(f"{name}.{schema.overload_name}".rstrip("."))
+        if told := _REGISTERED.search(dump):
+            return told[1]
+    return ""
 
-        definition = OPDEFS.get(f"{namespace}::{operators[0]}")
-        return Path(definition._init_fn.__code__.co_filename) if definition else _defining(f"{namespace}::{operators[0]}")
-    return source
+
+def _registering(told: str, namespace: str, operators: list[str]) -> Path | None:
+    """The file of this process that a source became."""
+    if not told:
+        return None
+    source = Path(told)
+    if source.suffix != ".py":
+        words = [told.encode() + b"\0", namespace.encode() + b"\0", *(operator.encode() for operator in operators)]
+        return next((library for library in libraries() if _holds(library, words)), None)
+    if not _is_torchs(told):
+        return source
+    found = {_defined(f"{namespace}::{operator}") for operator in operators}
+    return found.pop() if len(found) == 1 else None
+
+
+def _defined(name: str) -> Path | None:
+    """The file of what was registered by way of torch.library.custom_op, or of torch.library.define."""
+    from torch._library.custom_ops import OPDEFS
+
+    definition = OPDEFS.get(name)
+    if definition is None:
+        return _defining(name)
+    code = getattr(inspect.unwrap(definition._init_fn), "__code__", None)  # a decorator's own code says nothing of it
+    return Path(code.co_filename) if code and not _is_torchs(code.co_filename) else None
+
+
+def _is_torchs(file: str) -> bool:
+    import torch
+
+    return Path(file).is_relative_to(Path(torch.__file__).parent)
 
 
 def _defining(name: str) -> Path | None:
@@ -99,7 +132,7 @@ def libraries() -> Iterator[Path]:
     every = [*sorted(named), *sorted(torch.ops.loaded_libraries), *_mapped()]
     for name in sorted(every, key=lambda name: not any(folder in name for folder in _CACHE)):
         path, resolved = Path(name), Path(name).resolve()
-        if resolved not in seen and not path.is_relative_to(Path(torch.__file__).parent) and path.is_file():
+        if resolved not in seen and not _is_torchs(name) and path.is_file():
             seen.add(resolved)
             yield path
 

@@ -133,7 +133,7 @@ def _operators_of(files: dict[str, bytes], library: str) -> dict[str, tuple[str,
     nodes = files.get(beside(PurePosixPath(library)).name)
     try:
         return foreign([nodes] if nodes else [])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Malformed("it does not say in JSON which operators it calls.") from error
 
 
@@ -143,7 +143,7 @@ def _about(files: dict[str, bytes], stem: str) -> dict[str, Any]:
         if name in files:
             try:
                 found = json.loads(files[name])
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise Malformed(f"its {name} is no JSON.") from error
             if isinstance(found, dict):
                 return found

@@ -78,7 +78,7 @@ class Wrapper:
             raise Malformed("its source does not say how it is called.")
         try:
             call, returns = json.loads(specs["in"]), json.loads(specs["out"])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Malformed(f"its source says in no JSON how it is called: {error}.") from error
         checks = {int(place): text for place, text in _CHECK.findall(source)}
         wanted, _, held = map(int, model.groups())

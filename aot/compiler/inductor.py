@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -20,7 +23,8 @@ from torch import nn
 
 from aot.artifact.operators import beside
 from aot.artifact.promise import Promise
-from aot.cache_store.errors import CodedError
+from aot.cache_store.errors import CodedError, RootRefused
+from aot.cache_store.root import check_owned
 from aot.choice import choice
 from aot.compiler.mutation import mutates
 from aot.compiler.sizes import along, guards, promise
@@ -185,12 +189,37 @@ def _inputs(module: nn.Module, configuration: Configuration) -> tuple[list[str],
 
 def prepare_forks() -> None:
     """What every fork that compiles for this CPU, and every build, would do again: import the compiler, and compile a probe of each kind
-    of vectors. Their libraries stay where Inductor keeps its precompiled headers for all builds of a user: 8 s of 24 for a small graph."""
+    of vectors, whose libraries are kept for all builds of a user: 8 s of 24 for a small graph."""
     from torch._inductor.cpu_vec_isa import pick_vec_isa  # remembers its answer
+
+    kept = _kept_probes()
+    if kept is None:
+        pick_vec_isa()  # of this build alone
+        return
+    making = kept if kept.exists() else Path(tempfile.mkdtemp(prefix=f"{kept.name}-", dir=kept.parent))
+    with mock.patch.dict(os.environ, {INDUCTOR_DIRECTORY: str(making)}):
+        pick_vec_isa()
+    if making != kept:
+        with suppress(OSError):  # another build was quicker
+            if any(making.rglob("*.so")):  # whole or not at all: what a killed compiler left would be taken for what no CPU can run
+                making.rename(kept)
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _kept_probes() -> Path | None:
+    """Where the probes of this torch and compiler are kept, beside the headers that Inductor precompiles; None where others could put
+    something there, which would be opened."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    with mock.patch.dict(os.environ, {INDUCTOR_DIRECTORY: default_cache_dir()}):
-        pick_vec_isa()
+    folder = Path(default_cache_dir())
+    kept = folder / f"aot-vectors-{torch.__version__}-{os.environ.get('CXX', '')}".replace("/", "_")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in [folder, *([kept] if kept.exists() else [])]:
+            check_owned(path, what="Inductor's cache", directory=True)
+    except (OSError, RootRefused):
+        return None
+    return kept
 
 
 def jit(function: Callable[..., Any], options: Options) -> Callable[..., Any]:

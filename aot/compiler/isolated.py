@@ -53,8 +53,13 @@ def interpreter(torch: str, root: Path, *, progress: Progress, environ: Mapping[
     home = _home(torch, wanted, root)
     open_root(root)
     home.parent.mkdir(mode=0o700, exist_ok=True)
-    with exclusive(home.parent / f"{home.name}.lock"):
+    with exclusive(home.parent / f"{home.name}.lock") as alone:
         if not (home / "complete").exists():
+            if not alone:
+                raise BadEnvironment(
+                    f"an environment with torch {torch} is to be made in {root}, and its disk has no locks: two builds could spoil it.",
+                    remedy="set AOT_HOME to a disk of this machine.",
+                )
             with stage(progress, f"make an environment with torch {torch}, kept for further builds"):
                 _make(home, wanted, torch=torch, uv=find_uv(environ, "--torch"), environ=environ)
         packages = str(next(home.glob("lib/python3*/site-packages")))

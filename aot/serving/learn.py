@@ -84,7 +84,9 @@ class Learner:
 
     def _add(self, call: RecordedCall) -> None:
         one = {**self._about, "calls": [call.to_json()], **({"attention": found} if (found := others([active()])) else {})}
-        with exclusive(self.path.with_name(f".{self.path.name}.lock")):
+        with exclusive(self.path.with_name(f".{self.path.name}.lock")) as alone:
+            if not alone:  # two that write at once could leave a file that is neither's
+                raise OSError(f"the disk of {self.path} has no locks")
             (value,) = merged([self._before(), one]) if self.path.exists() else [one]
             used = {call["component"] for call in value["calls"]}
             roots = {name for name in value["roots"] if any(place.partition(".")[0] == name for place in used)}

@@ -29,9 +29,11 @@ _VARIANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 def about(key: Key, calls: Mapping[str, str], kernels: Collection[Kernel] = ()) -> bytes:
     """The config: what the package in each folder is for, and which calls it serves; the kernels of the Hub whose operators they call,
     which `spaces` loads before them; and the operators of others that a Space itself must have."""
-    told = {"key": str(key.digest), **{name: key.parts[name] for name in (*_SAME, *_ALSO_TOLD) if name in key.parts}}
-    asked = [{"repo_id": kernel.hub.repository, "revision": kernel.hub.revision} for kernel in kernels if kernel.hub]
-    if left := sorted(f"{kernel.namespace}: {kernel}" for kernel in kernels if not kernel.hub):
+    told: dict[str, Any] = {"key": str(key.digest), **{name: key.parts[name] for name in (*_SAME, *_ALSO_TOLD) if name in key.parts}}
+    hubs = {kernel: kernel.hub for kernel in kernels if kernel.hub and kernel.hub.is_whole}  # what kernels.get_kernel could fetch
+    if asked := [{"repo_id": hub.repository, "revision": hub.revision} for hub in hubs.values()]:
+        told[_KERNELS] = asked
+    if left := sorted(f"{kernel.namespace}: {kernel}" for kernel in kernels if kernel not in hubs):
         told["operators"] = "; ".join(left)
     return _encode({_OWN: {folder: {**told, "calls": served} for folder, served in calls.items()}, **({_KERNELS: asked} if asked else {})})
 
@@ -58,12 +60,30 @@ def at_root(root: Root, folder: Path, variant: str, *, replace: bool) -> dict[st
     there, ours = _object(root.read(config, limit=_MAX_CONFIG)), _object((folder / CONFIG).read_bytes())
     if not replace:
         _check(root, config, there, {_named(Path(name, PACKAGE), variant): (name, told) for name, told in ours[_OWN].items()})
-    known = there.get(_OWN)
-    merged = {**there, _OWN: {**(known if isinstance(known, dict) else {}), **ours[_OWN]}}
-    if asked := ours.get(_KERNELS):
-        named = {kernel["repo_id"] for kernel in asked}
-        merged[_KERNELS] = [*(kernel for kernel in there.get(_KERNELS) or [] if kernel.get("repo_id") not in named), *asked]
-    return {**packages, config: _encode(merged)}
+    return {**packages, config: _encode(_merged(there, ours))}
+
+
+def _merged(there: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with our packages; the kernels that any folder's need, each at its commit, and those that somebody else asked for."""
+    known = before if isinstance(before := there.get(_OWN), dict) else {}
+    now = {**known, **ours[_OWN]}
+    merged = {**there, _OWN: now}
+    listed = asked if isinstance(asked := there.get(_KERNELS), list) else []
+    others = [kernel for kernel in listed if kernel not in _asked(known)]
+    if kernels := [*others, *(kernel for kernel in _asked(now) if kernel not in others)]:
+        merged[_KERNELS] = kernels
+    else:
+        merged.pop(_KERNELS, None)
+    return merged
+
+
+def _asked(folders: Mapping[str, Any]) -> list[Any]:
+    """The kernels that the packages of these folders call, each once."""
+    found: list[Any] = []
+    for told in folders.values():
+        asked = told.get(_KERNELS) if isinstance(told, dict) else None
+        found += [kernel for kernel in asked if kernel not in found] if isinstance(asked, list) else []
+    return found
 
 
 def _named(path: Path, variant: str) -> str:

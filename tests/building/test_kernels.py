@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -12,12 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from aot.artifact.hub_kernel import HubKernel
-from aot.artifact.kernels import Kernel, described, kernels_of
+from aot.artifact.kernels import Installed, Kernel, described, kernels_of
+from aot.artifact.operators import registrar
 from aot.cache_store.digest import Digest
 from aot.cache_store.errors import Corrupt, Malformed, Missing
 from aot.errors import LoadFailed
@@ -302,6 +306,12 @@ def test_a_damaged_kernel_is_a_miss_by_name_and_fetched_again(of_kernels: Built,
     assert (hits, f"{KERNELS}@{of_kernels.revision}/{BUILD} is not the bytes" in why) == (0, True), why
     hits, _, why = server.serve()
     assert (hits, why) == (1, "")
+    (source,) = (path for path in (server.root / "kernels").rglob("_ops.py") if path.is_symlink())
+    (tmp_path / "other.py").write_text("raise SystemExit('bytecode that nobody pinned')")
+    kept = importlib.util.cache_from_source(str(source))
+    py_compile.compile(str(tmp_path / "other.py"), kept, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    hits, error, why = server.serve(HF_HUB_OFFLINE="1")
+    assert (hits, why, isinstance(error, str)) == (1, "", False)
 
 
 @pytest.mark.compiles
@@ -327,9 +337,12 @@ def test_every_file_of_a_kernels_build_is_promised(of_kernels: Built, tmp_path: 
     (build / "__pycache__").mkdir(exist_ok=True)
     (build / "__pycache__" / "_ops.cpython-311.pyc").write_bytes(b"what Python compiled")
     kernel.fetch(anew=False)
-    (build / "more.py").write_text("")
-    with pytest.raises(Corrupt):
-        kernel.fetch(anew=False)
+    for more in ("more.py", "_ops/__init__.pyc", "__pycache__/more.py"):  # the second would be imported in the place of _ops.py
+        (build / more).parent.mkdir(exist_ok=True)
+        (build / more).write_text("")
+        with pytest.raises(Corrupt):
+            kernel.fetch(anew=False)
+        (build / more).unlink()
 
 
 @pytest.mark.compiles
@@ -416,3 +429,33 @@ def test_an_installed_packages_operators_are_named_by_the_module_that_defines_th
 def test_torchs_own_operators_are_nobodys_kernels() -> None:
     nodes = json.dumps({"nodes": [{"node": {"target": "aten::repeat_interleave.Tensor"}}]}).encode()
     assert described([nodes]) == {}
+
+
+def test_a_library_that_a_package_opens_itself_is_had_by_importing_the_package() -> None:
+    import torchao
+
+    libraries = [path for path in Path(torchao.__file__).parent.glob("*.so") if f"torchao.{path.name.partition('.')[0]}" not in sys.modules]
+    assert libraries
+    found = Installed.of(libraries[0])
+    assert found is not None
+    assert (found.distribution, found.module) == ("torchao", "torchao")
+    found.load()
+
+
+def test_an_operator_is_of_the_file_that_defines_it_whatever_is_around_it(tmp_path: Path) -> None:
+    @torch.library.custom_op("aot_of_tests::decorated", mutates_args=(), schema="(Tensor x) -> Tensor")
+    @torch.no_grad()
+    def decorated(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    library = torch.library.Library("aot_of_tests", "FRAGMENT")
+    library.define("overloaded.named(Tensor x) -> Tensor")
+    other = tmp_path / "other_of_tests.py"
+    other.write_text("library = Library('aot_of_tests', 'FRAGMENT')\nlibrary.define('elsewhere(Tensor x) -> Tensor')\n")
+    space: dict[str, Any] = {"Library": torch.library.Library}
+    exec(compile(other.read_text(), str(other), "exec"), space)
+    for operators in (("decorated",), ("overloaded",), ("decorated", "overloaded")):
+        assert registrar("aot_of_tests", operators) == Path(__file__)
+    assert registrar("aot_of_tests", ("elsewhere",)) == other
+    assert registrar("aot_of_tests", ("decorated", "elsewhere")) is None
+    assert registrar("aot_of_tests", ("nowhere",)) is None

@@ -29,6 +29,7 @@ from aot.compiler.inductor import Configuration
 from aot.compiler.package import compile_package
 from aot.errors import BadInput, Unsupported
 from aot.model.signature import Signature
+from aot.shipping.spaces import at_root
 from aot.verbs.stores import local_store, open_guard
 from tests.building.test_pipeline import O0
 from tests.cache_store.hub_server import Hub
@@ -259,3 +260,39 @@ def test_weights_that_a_space_could_not_set_are_refused(made: Callable[[nn.Modul
             module, signature, (1, ()), tensors, dynamic=None, configuration=Configuration({}, False, "cpu"), package=tmp_path / FILE
         )
     assert not list(tmp_path.iterdir())
+
+
+class Repository(dict[str, bytes]):
+    """A repository at one commit."""
+
+    def sizes(self, paths: list[str]) -> dict[str, int]:
+        return {path: len(self[path]) for path in paths if path in self}
+
+    def read(self, path: str, *, limit: int) -> bytes | None:
+        return self.get(path)
+
+
+def test_a_config_asks_for_the_kernels_of_every_package_that_is_there_and_for_somebodys_own(tmp_path: Path) -> None:
+    repository = Repository()
+
+    def pushed(folder: str, *kernels: str, replace: bool = False) -> list[Any]:
+        asked = [{"repo_id": "acme/kernel", "revision": revision} for revision in kernels]
+        place = tmp_path / f"{folder}-{len(kernels)}-{replace}"
+        (place / folder).mkdir(parents=True)
+        (place / folder / "package.pt2").write_bytes(b"package")
+        config = {"aot": {folder: {"recipe": "x", "calls": "y", **({"kernels": asked} if asked else {})}}}
+        (place / "config.json").write_text(json.dumps({**config, **({"kernels": asked} if asked else {})}))
+        for path, content in at_root(repository, place, "", replace=replace).items():
+            repository[path] = content if isinstance(content, bytes) else content.read_bytes()
+        return [
+            kernel if isinstance(kernel, str) else kernel["revision"] for kernel in json.loads(repository["config.json"]).get("kernels", [])
+        ]
+
+    assert pushed("A", "1") == ["1"]
+    assert pushed("B", "2") == ["1", "2"]
+    assert pushed("C", "2", "3") == ["1", "2", "3"]
+    there = json.loads(repository["config.json"])
+    repository["config.json"] = json.dumps({**there, "kernels": ["somebody's own", *there["kernels"]]}).encode()
+    assert pushed("A", "4", replace=True) == ["somebody's own", "4", "2", "3"]
+    assert pushed("B", replace=True) == ["somebody's own", "4", "2", "3"]
+    assert pushed("C", replace=True) == ["somebody's own", "4"]

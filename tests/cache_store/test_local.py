@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import stat
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -243,3 +244,16 @@ def test_a_disk_without_locks_costs_work_and_no_more(tmp_path: Path) -> None:
     check_invariant(store)
     assert [found for found, _ in store.refs()] == [ref]
     assert not list((store.root / "v1" / "tmp").iterdir())
+
+
+def test_a_process_that_only_sees_whether_there_are_locks_is_not_taken_for_a_holder(tmp_path: Path) -> None:
+    ref, _, _ = small(tmp_path)
+    store = LocalStore(tmp_path / "home")
+    with store.building(ref):
+        pass
+    (lock,) = (store.root / "v1" / "locks").glob("*.lock")
+    with lock.open() as probing:
+        fcntl.flock(probing, fcntl.LOCK_SH)
+        threading.Timer(0.02, fcntl.flock, (probing, fcntl.LOCK_UN)).start()
+        with store.building(ref) as waited:
+            assert not waited

@@ -1,5 +1,7 @@
 """Environments for another torch: what is refused before anything is made, and, slowly, a build in a real one."""
 
+import errno
+import fcntl
 import os
 import stat
 import sys
@@ -61,6 +63,15 @@ def test_a_disk_with_too_little_room_is_told_before_anything_is_fetched(tmp_path
     monkeypatch.setattr("aot.compiler.isolated._NEEDED", 1 << 60)
     with pytest.raises(StoreFull, match="an environment needs about"):
         interpreter("2.13.77", tmp_path / "root", progress=quiet, environ=_uv(tmp_path, "exit 9"))
+
+
+def test_a_disk_without_locks_is_told_before_two_builds_spoil_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(BadEnvironment, match="its disk has no locks"):
+        interpreter("2.11.0", tmp_path / "home", progress=quiet, environ=os.environ)
 
 
 def test_without_uv_the_remedy_is_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -60,6 +63,22 @@ def test_a_file_that_is_not_to_be_written_is_refused_before_anything_is_loaded(t
     with pytest.raises(BadInput, match="of another pipeline"):
         aot.compile_pipe(make("sd3")[0], on_miss="eager", learn=mine)
     assert aot.Record.load(mine).calls
+    aot.restore(pipe)
+
+
+def test_a_disk_without_locks_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes that write at once would leave a file that is neither's."""
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    pipe, call = make("flux")
+    aot.compile_pipe(pipe, on_miss="eager", learn=tmp_path / "learned.json")
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with caplog.at_level(logging.WARNING, logger="aot"):
+        ask(pipe, call)
+    assert "could not be learned: the disk of" in caplog.text
+    assert not (tmp_path / "learned.json").exists()
     aot.restore(pipe)
 
 
