@@ -10,7 +10,9 @@ import json
 import os
 import re
 import sys
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -139,9 +141,10 @@ class HubKernel:
         Whether that worked: a graph itself needs no more than the library. Not where it asks for other kernels, which nobody pinned.
         """
         folder = _top(path, self.path) / self._build
-        if not self.beside or _depends(folder) or not _without_bytecode(folder):
+        if not self.beside or _depends(folder):
             return False
-        with suppress(Exception):  # no such package, another version of it, a module that this one wants: the library alone will do
+        # no such package, another version of it, a module that this one wants: the library alone will do
+        with suppress(Exception), _from_source(folder):
             from kernels import get_local_kernel
 
             get_local_kernel(folder)
@@ -212,13 +215,19 @@ def _is_bytecode(path: Path) -> bool:
     return path.parent.name == _BYTECODE and path.suffix == ".pyc"
 
 
-def _without_bytecode(folder: Path) -> bool:
-    """Take away what no digest is of and Python would run in place of a source that was compared; it makes it anew. Whether it is gone."""
-    with suppress(OSError):
-        for path in [path for path in folder.rglob("*.pyc") if _is_bytecode(path)]:
-            path.unlink()
-        return True
-    return False
+@contextmanager
+def _from_source(folder: Path) -> Iterator[None]:
+    """Within, what Python compiled before is not run in the place of a source that was compared: no digest is of it. It is taken away, for
+    Python makes it anew; where it cannot be, it is not looked for."""
+    before = sys.pycache_prefix
+    with ExitStack() as stack:
+        try:
+            for path in [path for path in folder.rglob("*.pyc") if _is_bytecode(path)]:
+                path.unlink()
+        except OSError:
+            stack.callback(setattr, sys, "pycache_prefix", before)
+            sys.pycache_prefix = stack.enter_context(tempfile.TemporaryDirectory(prefix="aot-bytecode-"))
+        yield
 
 
 def _depends(folder: Path) -> bool:

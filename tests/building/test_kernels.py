@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from aot.artifact.hub_kernel import HubKernel
+from aot.artifact.hub_kernel import HubKernel, _from_source
 from aot.artifact.kernels import Installed, Kernel, described, kernels_of
 from aot.artifact.operators import registrar
 from aot.cache_store.digest import Digest
@@ -459,3 +460,22 @@ def test_an_operator_is_of_the_file_that_defines_it_whatever_is_around_it(tmp_pa
     assert registrar("aot_of_tests", ("elsewhere",)) == other
     assert registrar("aot_of_tests", ("decorated", "elsewhere")) is None
     assert registrar("aot_of_tests", ("nowhere",)) is None
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_what_was_compiled_of_other_source_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writable: bool) -> None:
+    (tmp_path / "compared_of_tests.py").write_text("number = 1\n")
+    (tmp_path / "other.py").write_text("number = 2\n")
+    kept = importlib.util.cache_from_source(str(tmp_path / "compared_of_tests.py"))
+    py_compile.compile(str(tmp_path / "other.py"), kept, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if not writable:
+        monkeypatch.setattr(Path, "unlink", _read_only)
+    with _from_source(tmp_path):
+        assert importlib.import_module("compared_of_tests").number == 1
+    del sys.modules["compared_of_tests"]
+    assert sys.pycache_prefix is None
+
+
+def _read_only(*_: Any, **__: Any) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
