@@ -70,11 +70,8 @@ def _merged(there: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]
     merged = {**there, _OWN: now}
     listed = asked if isinstance(asked := there.get(_KERNELS), list) else []
     others = [kernel for kernel in listed if kernel not in _asked(known)]
-    if kernels := [*others, *(kernel for kernel in _asked(now) if kernel not in others)]:
-        merged[_KERNELS] = kernels
-    else:
-        merged.pop(_KERNELS, None)
-    return merged
+    kernels = [*others, *(kernel for kernel in _asked(now) if kernel not in others)]
+    return {**merged, _KERNELS: kernels} if kernels or _KERNELS in there else merged
 
 
 def _asked(folders: Mapping[str, Any]) -> list[Any]:
