@@ -23,7 +23,7 @@ import aot
 from aot.artifact.borrowed import order_of, unanswered
 from aot.artifact.certificate import compare
 from aot.artifact.kinds import PACKAGE
-from aot.artifact.packaged import _SINCE, Packaged
+from aot.artifact.packaged import _ABOUT, _SINCE, Packaged, _about, _operators_of
 from aot.cache_store.errors import Malformed, Missing, Untrusted
 from aot.errors import BadInput, LoadFailed, Miss, Unsupported
 from aot.machine.fit import built_for
@@ -497,3 +497,10 @@ def test_calls_that_a_package_was_not_made_for_are_told_by_name(made: dict[str, 
     signature = Signature.of(*convention.canonical((), {**tensors, "encoder_hidden_states": None, "temb": None}))[0]
     with pytest.raises(Unsupported, match=r"the call gives NoneType where the package was made with builtins\.tuple"):
         order_of(packaged, signature, convention)
+
+
+def test_json_that_is_too_deep_to_be_read_is_malformed() -> None:
+    with pytest.raises(Malformed, match="which operators it calls"):
+        _operators_of({"graph.json": b"[" * 100_000}, "graph.so")
+    with pytest.raises(Malformed, match="is no JSON"):
+        _about({f"graph{_ABOUT}": b"[" * 100_000}, "graph")
