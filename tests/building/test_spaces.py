@@ -20,6 +20,8 @@ from torch import nn
 import aot
 from aot.artifact.certificate import compare
 from aot.artifact.cubin import architectures
+from aot.artifact.kernels import Kernel
+from aot.artifact.key import Key
 from aot.artifact.kinds import NO_SOURCE
 from aot.artifact.kinds import PACKAGE as FILE
 from aot.artifact.ledger import Ledger
@@ -29,7 +31,7 @@ from aot.compiler.inductor import Configuration
 from aot.compiler.package import compile_package
 from aot.errors import BadInput, Unsupported
 from aot.model.signature import Signature
-from aot.shipping.spaces import at_root
+from aot.shipping.spaces import about, at_root
 from aot.verbs.stores import local_store, open_guard
 from tests.building.test_pipeline import O0
 from tests.cache_store.hub_server import Hub
@@ -296,3 +298,15 @@ def test_a_config_asks_for_the_kernels_of_every_package_that_is_there_and_for_so
     assert pushed("A", "4", replace=True) == ["somebody's own", "4", "2", "3"]
     assert pushed("B", replace=True) == ["somebody's own", "4", "2", "3"]
     assert pushed("C", replace=True) == ["somebody's own", "4"]
+
+
+def test_a_config_asks_for_what_get_kernel_could_fetch_and_names_the_rest() -> None:
+    commit, digest = "0" * 40, f"sha256:{'1' * 64}"
+    texts = {
+        "whole": f"hf://kernels/acme/k@{commit}/build/torch-cpu/x.so {digest} with {digest} for a",
+        "file": f"hf://acme/k@{commit}/x.so {digest} for b",
+        "own": "the program for c",
+    }
+    found = json.loads(about(Key({"recipe": "x"}), {"Block": "calls"}, [Kernel.parse(*item) for item in texts.items()]))
+    assert found["kernels"] == found["aot"]["Block"]["kernels"] == [{"repo_id": "acme/k", "revision": commit}]
+    assert found["aot"]["Block"]["operators"] == f"file: {texts['file']}; own: {texts['own']}"
