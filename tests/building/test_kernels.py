@@ -26,6 +26,7 @@ from aot.artifact.operators import registrar
 from aot.cache_store.digest import Digest
 from aot.cache_store.errors import Corrupt, Malformed, Missing
 from aot.errors import LoadFailed
+from tests.cache_store.faults import refuse
 from tests.cache_store.hub_server import Hub
 
 # as one file of any repository, and as `kernels.get_kernel` has it: in a build of a repository of kernels, with Python beside it
@@ -470,12 +471,8 @@ def test_what_was_compiled_of_other_source_is_not_run(tmp_path: Path, monkeypatc
     py_compile.compile(str(tmp_path / "other.py"), kept, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
     monkeypatch.syspath_prepend(str(tmp_path))
     if not writable:
-        monkeypatch.setattr(Path, "unlink", _read_only)
+        monkeypatch.setattr(Path, "unlink", refuse(errno.EROFS))
     with _from_source(tmp_path):
         assert importlib.import_module("compared_of_tests").number == 1
     del sys.modules["compared_of_tests"]
     assert sys.pycache_prefix is None
-
-
-def _read_only(*_: Any, **__: Any) -> None:
-    raise OSError(errno.EROFS, os.strerror(errno.EROFS))

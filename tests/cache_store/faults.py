@@ -68,8 +68,8 @@ class Countdown:
             self._act()
 
 
-def refuse(code: int) -> Callable[[], None]:
-    def act() -> None:
+def refuse(code: int) -> Callable[..., None]:
+    def act(*_: Any, **__: Any) -> None:
         raise OSError(code, os.strerror(code))
 
     return act

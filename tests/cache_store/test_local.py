@@ -21,6 +21,7 @@ from aot.cache_store.memory import MemoryStore
 from aot.cache_store.root import default_root
 from aot.cache_store.store import Store, read_manifest
 from tests.artifacts import bring, small
+from tests.cache_store.faults import refuse
 from tests.cache_store.store_contract import WritingContract
 
 
@@ -211,15 +212,12 @@ def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """As on NFS without its lock daemon, Lustre or a FUSE mount: no locks, and directories that cannot be brought to the disk."""
     sync = os.fsync
 
-    def flock(descriptor: int, operation: int) -> None:
-        raise OSError(request.param, os.strerror(request.param))
-
     def fsync(descriptor: int) -> None:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            refuse(errno.EINVAL)()
         sync(descriptor)
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", refuse(request.param))
     monkeypatch.setattr(os, "fsync", fsync)
 
 

@@ -18,6 +18,7 @@ from aot.cli.text import found_cubins
 from aot.compiler.isolated import OURS, Interpreter, interpreter
 from aot.compiler.stage import Stage
 from aot.errors import BadEnvironment, BadInput
+from tests.cache_store.faults import refuse
 from tests.conftest import H200, SHAPES, request_for
 from tests.shared import quiet
 
@@ -66,10 +67,7 @@ def test_a_disk_with_too_little_room_is_told_before_anything_is_fetched(tmp_path
 
 
 def test_a_disk_without_locks_is_told_before_two_builds_spoil_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def flock(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
     with pytest.raises(BadEnvironment, match="its disk has no locks"):
         interpreter("2.11.0", tmp_path / "home", progress=quiet, environ=os.environ)
 

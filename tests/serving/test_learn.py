@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 
 import aot
 from aot.errors import BadInput
+from tests.cache_store.faults import refuse
 from tests.pipelines import make
 
 
@@ -68,13 +68,9 @@ def test_a_file_that_is_not_to_be_written_is_refused_before_anything_is_loaded(t
 
 def test_a_disk_without_locks_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes that write at once would leave a file that is neither's."""
-
-    def flock(*_: Any) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
     pipe, call = make("flux")
     aot.compile_pipe(pipe, on_miss="eager", learn=tmp_path / "learned.json")
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
     with caplog.at_level(logging.WARNING, logger="aot"):
         ask(pipe, call)
     assert "could not be learned: the disk of" in caplog.text
