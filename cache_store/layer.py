@@ -162,15 +162,15 @@ class _Slice(io.RawIOBase):
 
     def __init__(self, stream: BinaryIO, offset: int, left: int) -> None:
         super().__init__()
-        self._stream, self._descriptor, self._offset, self.left = stream, _descriptor(stream), offset, left
+        self._stream, self._is_file, self._offset, self.left = stream, _is_file(stream), offset, left
 
     def read(self, size: int = -1, /) -> bytes:
         size = self.left if size < 0 else min(size, self.left)
-        if self._descriptor is None:
+        if self._is_file:
+            data = os.pread(self._stream.fileno(), size, self._offset)  # asked each time: it is there that a deadline is looked at
+        else:
             self._stream.seek(self._offset)
             data = self._stream.read(size)
-        else:
-            data = os.pread(self._stream.fileno(), size, self._offset)  # asked each time: it is there that a deadline is looked at
         self._offset += len(data)
         self.left -= len(data)
         return data
@@ -178,11 +178,12 @@ class _Slice(io.RawIOBase):
 
 def _threads(size: int, blob: BinaryIO) -> int:
     """How many threads so many bytes are worth, on the processors that this process has: one for a stream that is no file."""
-    return 1 if size < _WORTH_THREADS or _descriptor(blob) is None else min(len(os.sched_getaffinity(0)), _MOST_THREADS)
+    return 1 if size < _WORTH_THREADS or not _is_file(blob) else min(len(os.sched_getaffinity(0)), _MOST_THREADS)
 
 
-def _descriptor(stream: BinaryIO) -> int | None:
+def _is_file(stream: BinaryIO) -> bool:
     try:
-        return stream.fileno()
+        stream.fileno()
     except (OSError, AttributeError):  # it is in memory
-        return None
+        return False
+    return True

@@ -67,8 +67,7 @@ def open_graphs(
             files = {name for entry in entries if entry.file not in opened for name in (entry.file, beside(Path(entry.file)).name)}
             needed = [file for file in manifest.files_of(layer) if file.path in files]
             materialise(layer, files=needed, blob=blob, into=directory)
-        with ledger.timed("verify"):
-            verified()
+        verified()
         with ledger.timed("load"), entering():
             graphs = [
                 Graph(entry, directory / entry.file, digest=digests[entry.file], device=device, cudagraphs=cudagraphs) for entry in entries
@@ -127,8 +126,7 @@ def unpack(store: Store, admitted: Admitted, *, layer: Layer, into: Path, ledger
     with _opened(store, admitted, layer, ledger) as (blob, verified):
         with ledger.timed("materialise"):
             materialise(layer, files=manifest.files_of(layer), blob=blob, into=into)
-        with ledger.timed("verify"):
-            verified()
+        verified()
 
 
 @contextmanager
@@ -137,7 +135,12 @@ def _opened(store: Store, admitted: Admitted, layer: Layer, ledger: Ledger) -> I
     with open_timed(store, layer.digest, loading(admitted.digest)) as blob, ExitStack() as stack:
         with ledger.timed("verify"):
             verified = stack.enter_context(verifying(layer, blob))
-        yield blob, verified
+
+        def wait() -> None:
+            with ledger.timed("verify"):
+                verified()
+
+        yield blob, wait
 
 
 def loading(digest: Digest) -> Deadline:

@@ -62,33 +62,27 @@ def registrar(namespace: str, operators: tuple[str, ...]) -> Path | None:
     sources: dict[str, list[str]] = defaultdict(list)
     for operator in operators:
         sources[_source(f"{namespace}::{operator}")].append(operator)
-    found = {_registering(source, namespace, those) for source, those in sources.items()}
+    found = {_loaded(source, namespace, those) for source, those in sources.items()}
     return found.pop() if len(found) == 1 else None
 
 
 def _source(name: str) -> str:
-    """The file of the source that registered an operator, as the dispatcher tells; empty where it does not."""
+    """The file of the source that registered an operator, as the dispatcher tells, or who asked torch to; empty where that is not known."""
     import torch
 
     for schema in torch._C._jit_get_schemas_for_operator(name):  # some have named overloads alone
         dump = torch._C._dispatch_dump(f"{name}.{schema.overload_name}".rstrip("."))
         if told := _REGISTERED.search(dump):
-            return told[1]
+            return str(_defined(name) or "") if told[1].endswith(".py") and _is_torchs(told[1]) else told[1]
     return ""
 
 
-def _registering(told: str, namespace: str, operators: list[str]) -> Path | None:
-    """The file of this process that a source became."""
-    if not told:
-        return None
-    source = Path(told)
-    if source.suffix != ".py":
-        words = [told.encode() + b"\0", namespace.encode() + b"\0", *(operator.encode() for operator in operators)]
-        return next((library for library in libraries() if _holds(library, words)), None)
-    if not _is_torchs(told):
-        return source
-    found = {_defined(f"{namespace}::{operator}") for operator in operators}
-    return found.pop() if len(found) == 1 else None
+def _loaded(source: str, namespace: str, operators: list[str]) -> Path | None:
+    """The file of this process that a source became: of Python itself, of C++ the library that has its words."""
+    if not source or source.endswith(".py"):
+        return Path(source) if source else None
+    words = [source.encode() + b"\0", namespace.encode() + b"\0", *(operator.encode() for operator in operators)]
+    return next((library for library in libraries() if _holds(library, words)), None)
 
 
 def _defined(name: str) -> Path | None:

@@ -35,7 +35,7 @@ def about(key: Key, calls: Mapping[str, str], kernels: Collection[Kernel] = ()) 
         told[_KERNELS] = asked
     if left := sorted(f"{kernel.namespace}: {kernel}" for kernel in kernels if kernel not in hubs):
         told["operators"] = "; ".join(left)
-    return _encode({_OWN: {folder: {**told, "calls": served} for folder, served in calls.items()}, **({_KERNELS: asked} if asked else {})})
+    return _encode(_merged({}, {folder: {**told, "calls": served} for folder, served in calls.items()}))
 
 
 class Root(Protocol):
@@ -60,13 +60,13 @@ def at_root(root: Root, folder: Path, variant: str, *, replace: bool) -> dict[st
     there, ours = _object(root.read(config, limit=_MAX_CONFIG)), _object((folder / CONFIG).read_bytes())
     if not replace:
         _check(root, config, there, {_named(Path(name, PACKAGE), variant): (name, told) for name, told in ours[_OWN].items()})
-    return {**packages, config: _encode(_merged(there, ours))}
+    return {**packages, config: _encode(_merged(there, ours[_OWN]))}
 
 
-def _merged(there: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(there: Mapping[str, Any], folders: Mapping[str, Any]) -> dict[str, Any]:
     """The config with our packages; the kernels that any folder's need, each at its commit, and those that somebody else asked for."""
     known = before if isinstance(before := there.get(_OWN), dict) else {}
-    now = {**known, **ours[_OWN]}
+    now = {**known, **folders}
     merged = {**there, _OWN: now}
     listed = asked if isinstance(asked := there.get(_KERNELS), list) else []
     others = [kernel for kernel in listed if kernel not in _asked(known)]
